@@ -1,0 +1,127 @@
+"""Everything that can go wrong, as one tree, and the one rendering of what callers see.
+
+    FalProxyError
+    ├── Refusal                 what a caller is told; its type is a row of ERROR_TYPES
+    ├── UpstreamError           what the engine reports; `written` says whether a request byte had left
+    │   ├── ConnectError        no connection: refused, unresolvable, forbidden address, TLS, too slow
+    │   ├── ConnectTimeout
+    │   ├── UpstreamTimeout     connected, then silent: no head, no body progress, not reading
+    │   ├── UpstreamCut         the connection ended before the answer did
+    │   └── UpstreamInvalid     the answer breaks HTTP, or breaks a promise that we rely on
+    ├── ClientGone              the caller left; nobody is there to be told
+    └── Misconfigured           cannot start; carries every finding
+
+Nothing here knows ASGI, and no text here may hold a credential.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import msgspec
+
+
+class ErrorType(NamedTuple):
+    """One row of the contract's error table: the HTTP status and when it is meant."""
+
+    status: int
+    meaning: str
+
+
+ERROR_TYPES: dict[str, ErrorType] = {
+    "invalid_target": ErrorType(400, "the target is not one that the grammar knows"),
+    "bad_request": ErrorType(400, "the request itself is malformed or contradicts itself"),
+    "unidentified": ErrorType(401, "no credential, or one that no identity source accepts"),
+    "origin_denied": ErrorType(403, "the page that sent this is not ours and is not listed in cors.origins"),
+    "endpoint_denied": ErrorType(403, "the caller's plan does not open this endpoint"),
+    "webhook_denied": ErrorType(403, "client-chosen webhooks are not accepted"),
+    "mode_off": ErrorType(403, "this deployment does not offer the feature"),
+    "not_found": ErrorType(404, "no such route"),
+    "method_not_allowed": ErrorType(405, "the target exists, the method does not fit it"),
+    "body_too_large": ErrorType(413, "the body exceeds server.max_body_bytes"),
+    "misdirected_host": ErrorType(421, "the Host name is not one of ours"),
+    "upstream_outcome_unknown": ErrorType(500, "a paid request was sent and its outcome is unknown; do not repeat it"),
+    "internal_error": ErrorType(500, "a fault of ours"),
+    "upstream_unreachable": ErrorType(502, "fal could not be reached, or left before answering"),
+    "upstream_invalid": ErrorType(502, "fal answered with something that cannot be passed on"),
+    "no_usable_key": ErrorType(503, "the proxy has no fal key that works"),
+    "draining": ErrorType(503, "the proxy is shutting down"),
+    "upstream_timeout": ErrorType(504, "fal did not answer in time"),
+}
+
+
+class FalProxyError(Exception):
+    """The root: catch this to catch everything the package raises on purpose."""
+
+
+class Refusal(FalProxyError):
+    """An answer of our own; `detail` is one sentence for the developer who reads it."""
+
+    def __init__(self, error_type: str, detail: str, *, headers: tuple[tuple[bytes, bytes], ...] = ()) -> None:
+        super().__init__(detail)
+        self.error_type = error_type
+        self.status = ERROR_TYPES[error_type].status
+        self.detail = detail
+        self.headers = headers
+
+
+class UpstreamError(FalProxyError):
+    """A failed upstream call; `written` is true once any byte of the request may have left."""
+
+    error_type = "upstream_unreachable"
+
+    def __init__(self, detail: str, *, written: bool = False) -> None:
+        super().__init__(detail)
+        self.detail = detail
+        self.written = written
+
+
+class ConnectError(UpstreamError):
+    """No usable connection came to be; nothing was written."""
+
+
+class ConnectTimeout(UpstreamError):
+    """No connection within `upstream.connect_seconds`; nothing was written."""
+
+    error_type = "upstream_timeout"
+
+
+class UpstreamTimeout(UpstreamError):
+    """Upstream kept the connection and stopped making progress."""
+
+    error_type = "upstream_timeout"
+
+
+class UpstreamCut(UpstreamError):
+    """The connection ended before the answer was whole."""
+
+
+class UpstreamInvalid(UpstreamError):
+    """The answer cannot be trusted or passed on."""
+
+    error_type = "upstream_invalid"
+
+
+class ClientGone(FalProxyError):
+    """The caller closed its connection."""
+
+
+class Misconfigured(FalProxyError):
+    """Cannot start; `findings` are one-line reasons, most important first."""
+
+    def __init__(self, findings: list[str]) -> None:
+        super().__init__("; ".join(findings))
+        self.findings = findings
+
+
+def render(error_type: str, detail: str) -> tuple[list[tuple[bytes, bytes]], bytes]:
+    """Return the header fields and the JSON body of one of our own errors.
+
+    `message` repeats `detail` because the JavaScript client shows the one and the Python client the other.
+    """
+    body = msgspec.json.encode({"detail": detail, "message": detail, "error_type": error_type})
+    return [
+        (b"content-type", b"application/json"),
+        (b"content-length", b"%d" % len(body)),
+        (b"x-fal-error-type", error_type.encode()),
+    ], body

@@ -1,0 +1,97 @@
+"""The words of the domain as values: who calls, what they want, what was decided. No behaviour beyond questions."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+from hashlib import blake2s
+from typing import NamedTuple
+
+
+class Traits(NamedTuple):
+    """What follows from a kind, whatever the endpoint."""
+
+    paid: bool  # fal bills it, so an unknown outcome must never look repeatable
+    json_body: bool  # read (up to JSON_WHOLE_BYTES) before anything is dialled
+    answer_whole: bool  # the head goes down only when the answer was read to its end
+    survives_departure: bool  # once sent, read to the end even if the caller has left
+
+
+class Kind(enum.Enum):
+    """What a request is. Limits, policy, accounting and telemetry all speak of kinds."""
+
+    RUN = "run"
+    STREAM = "stream"
+    SUBMIT = "submit"
+    STATUS = "status"
+    STATUS_STREAM = "status_stream"
+    RESULT = "result"
+    CANCEL = "cancel"
+    TOKEN = "token"
+    UPLOAD_INITIATE = "upload_initiate"
+    UPLOAD_TOKEN = "upload_token"
+
+    @property
+    def traits(self) -> Traits:
+        """Return what follows from this kind."""
+        return _TRAITS[self]
+
+
+_TRAITS = {
+    Kind.RUN: Traits(paid=True, json_body=True, answer_whole=False, survives_departure=False),
+    Kind.STREAM: Traits(paid=True, json_body=True, answer_whole=False, survives_departure=False),
+    Kind.SUBMIT: Traits(paid=True, json_body=True, answer_whole=True, survives_departure=True),
+    Kind.STATUS: Traits(paid=False, json_body=False, answer_whole=False, survives_departure=False),
+    Kind.STATUS_STREAM: Traits(paid=False, json_body=False, answer_whole=False, survives_departure=False),
+    Kind.RESULT: Traits(paid=False, json_body=False, answer_whole=False, survives_departure=False),
+    Kind.CANCEL: Traits(paid=False, json_body=False, answer_whole=False, survives_departure=False),
+    Kind.TOKEN: Traits(paid=True, json_body=True, answer_whole=True, survives_departure=True),
+    Kind.UPLOAD_INITIATE: Traits(paid=False, json_body=True, answer_whole=True, survives_departure=True),
+    Kind.UPLOAD_TOKEN: Traits(paid=False, json_body=True, answer_whole=True, survives_departure=False),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where a request goes, rebuilt from parts that were each understood.
+
+    `host`, `path` and `query` are the exact bytes that will be sent; `endpoint_id` is for matching only.
+    """
+
+    host: bytes
+    path: bytes
+    query: bytes | None
+    kind: Kind
+    endpoint_id: str = ""
+    request_id: str = ""
+    webhook: bytes | None = None
+
+    @property
+    def path_and_query(self) -> bytes:
+        """Return the origin-form request target (RFC 9112 §3.2.1)."""
+        return self.path if self.query is None else self.path + b"?" + self.query
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who is calling. `id` is `source:issuer:subject`; two sources can never mean the same caller."""
+
+    id: str
+    source: str
+    plan: str
+    ambient: bool  # the browser attaches the proof by itself, so the page behind it must be checked
+    by_network: bool = False
+    set_cookie: bytes | None = field(default=None, compare=False)
+
+    @property
+    def shown(self) -> str:
+        """Return the form of the id that people, logs and metrics may see."""
+        return blake2s(self.id.encode(), digest_size=6).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Addressed:
+    """How a request names its target: the raw bytes, and which of the two spellings carried them."""
+
+    raw: bytes
+    header_form: bool

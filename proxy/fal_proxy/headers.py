@@ -1,0 +1,163 @@
+"""Which header fields pass, in both directions, and what we add. Pure functions over raw pairs.
+
+Everything is an allow-list: a field nobody has thought about does not pass. Names arrive lower-cased, as ASGI
+promises and as the engine makes them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from email.utils import formatdate
+
+Headers = list[tuple[bytes, bytes]]
+
+# What a caller may say to fal about its request (fal's common parameters, trace context, content negotiation).
+UP = frozenset(
+    [
+        b"accept",
+        b"content-type",
+        b"user-agent",
+        b"x-fal-request-timeout",
+        b"x-fal-request-start-timeout",
+        b"x-fal-queue-priority",
+        b"x-fal-object-lifecycle",
+        b"x-fal-object-lifecycle-preference",
+        b"x-app-fal-disable-fallback",
+        b"traceparent",
+        b"tracestate",
+    ]
+)
+
+# What a plan may open on top of UP (`allow_headers`): they change what fal stores, retries or routes.
+OPTIONAL_UP = frozenset(
+    [
+        b"x-fal-store-io",
+        b"x-fal-runner-hint",
+        b"x-fal-no-retry",
+        b"x-fal-retry-config",
+        b"x-fal-tags",
+    ]
+)
+
+# More than one line of these would let us judge one value and fal another.
+SINGLE_UP = frozenset([b"content-type", b"content-length", b"authorization", b"host", b"x-fal-target-url", b"origin"])
+
+DOWN = frozenset(
+    [
+        b"content-type",
+        b"content-length",
+        b"content-encoding",
+        b"content-disposition",
+        b"date",
+        b"retry-after",
+        b"etag",
+        b"last-modified",
+        b"accept-ranges",
+        b"content-range",
+    ]
+)
+# An app calling other apps may answer with a token that writes to our CDN account.
+NEVER_DOWN = frozenset([b"x-fal-cdn-token"])
+
+EXPOSED = (
+    b"x-fal-request-id, x-fal-request-timeout-type, x-fal-error-type, x-fal-needs-retry, x-fal-retryable, "
+    b"x-fal-billable-units, x-fal-served-from, x-fal-runner-hints, retry-after, ratelimit, ratelimit-policy"
+)
+
+# Every answer: no cache may mix two targets that share our one URL, no browser may run what upstream wrote.
+ALWAYS_DOWN: Headers = [
+    (b"cache-control", b"no-store"),
+    (b"vary", b"x-fal-target-url, origin"),
+    (b"x-content-type-options", b"nosniff"),
+    (b"content-security-policy", b"sandbox; default-src 'none'"),
+]
+
+_PREFLIGHT_NAMES_MAX_BYTES = 4096
+_TOKEN = frozenset(b"!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ")
+
+
+def values(headers: Iterable[tuple[bytes, bytes]], name: bytes) -> list[bytes]:
+    """Return the value of every line called `name`."""
+    return [value for key, value in headers if key == name]
+
+
+def nominated(headers: Iterable[tuple[bytes, bytes]]) -> frozenset[bytes]:
+    """Return the names that the sender's Connection fields declare hop-by-hop (RFC 9110 §7.6.1)."""
+    return frozenset(
+        token.strip().lower()
+        for key, value in headers
+        if key in (b"connection", b"proxy-connection")
+        for token in value.split(b",")
+    )
+
+
+def to_upstream(headers: Headers, *, optional: Collection[bytes]) -> Headers:
+    """Return the caller's fields that may travel up; connection-nominated ones are gone before anything is added."""
+    hop_by_hop = nominated(headers)
+    passed: Headers = []
+    for pair in headers:
+        name, value = pair
+        if (name in UP or name in optional) and name not in hop_by_hop:
+            if name == b"x-fal-queue-priority" and value not in (b"normal", b"low"):
+                continue
+            passed.append(pair)
+    return passed
+
+
+def to_downstream(headers: Headers) -> Headers:
+    """Return fal's fields that may travel down, without those that its Connection fields nominate."""
+    hop_by_hop = nominated(headers)
+    passed: Headers = []
+    for name, value in headers:
+        if name in hop_by_hop or name in NEVER_DOWN or not (name in DOWN or name.startswith(b"x-fal-")):
+            continue
+        if name == b"content-type" and is_active(value):
+            # Upstream's markup must never run on the origin of the app that embeds us.
+            passed.append((name, b"text/plain" + value[len(media_type(value)) :]))
+        else:
+            passed.append((name, value))
+    return passed
+
+
+def media_type(content_type: bytes) -> bytes:
+    """Return the part before the parameters, as written."""
+    return content_type.partition(b";")[0].rstrip()
+
+
+def is_active(content_type: bytes) -> bool:
+    """Say whether a browser could run this type as a document."""
+    essence = media_type(content_type).strip().lower().decode("latin-1")
+    return "html" in essence or "svg" in essence or "xsl" in essence or essence.endswith(("/xml", "+xml"))
+
+
+def http_date() -> bytes:
+    """Return the current time as HTTP writes it."""
+    return formatdate(usegmt=True).encode()
+
+
+def cors(origin: bytes | None, *, ours: bool) -> Headers:
+    """Return the CORS fields for an Origin that was found acceptable, or those of a same-origin answer."""
+    if origin is None:
+        return [(b"cross-origin-resource-policy", b"same-origin")]
+    return [
+        (b"access-control-allow-origin", origin),
+        (b"access-control-allow-credentials", b"true"),
+        (b"access-control-expose-headers", EXPOSED),
+        (b"cross-origin-resource-policy", b"same-origin" if ours else b"cross-origin"),
+    ]
+
+
+def preflight(requested: bytes) -> Headers | None:
+    """Return the preflight's own fields, echoing the requested names; None when they are no list of tokens."""
+    if len(requested) > _PREFLIGHT_NAMES_MAX_BYTES:
+        return None
+    names = [name.strip(b" \t") for name in requested.split(b",")] if requested.strip() else []
+    if not all(name and _TOKEN.issuperset(name) for name in names):
+        return None
+    fields: Headers = [
+        (b"access-control-allow-methods", b"GET, HEAD, POST, PUT, PATCH, DELETE"),
+        (b"access-control-max-age", b"600"),
+    ]
+    if names:
+        fields.append((b"access-control-allow-headers", b", ".join(names)))
+    return fields

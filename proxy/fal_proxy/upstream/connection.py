@@ -1,0 +1,125 @@
+"""One socket to upstream: bytes in, bytes out, back-pressure, and the end of it. Knows no HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Protocol
+
+# Unread answer bytes beyond the first mark stop the socket; below the second they start it again.
+HIGH_WATER_BYTES = 256 * 1024
+LOW_WATER_BYTES = 64 * 1024
+
+
+class Listener(Protocol):
+    """Whoever speaks on the connection now."""
+
+    def on_bytes(self, data: bytes) -> None:
+        """Take what arrived."""
+
+    def on_end(self) -> None:
+        """Learn that upstream closed its direction cleanly."""
+
+    def on_lost(self, reason: str) -> None:
+        """Learn that the connection is gone."""
+
+
+class Connection(asyncio.Protocol):
+    """A transport with one listener at a time; bytes that nobody asked for make it unusable."""
+
+    def __init__(self) -> None:
+        self._transport: asyncio.Transport | None = None
+        self._listener: Listener | None = None
+        self._drained: asyncio.Future[None] | None = None
+        self._write_paused = False
+        self._read_paused = False
+        self.lost = False
+
+    @property
+    def usable(self) -> bool:
+        """Say whether a new request may be written."""
+        return self._transport is not None and not (self.lost or self._transport.is_closing())
+
+    @property
+    def write_paused(self) -> bool:
+        """Say whether upstream is slower than we write."""
+        return self._write_paused
+
+    def listen(self, listener: Listener | None) -> None:
+        """Hand the connection to its next listener, or to nobody while it idles."""
+        self._listener = listener
+        self.resume_reading()
+
+    def write(self, data: bytes) -> None:
+        """Queue bytes; the caller awaits `drained()` while `write_paused`."""
+        if self._transport is not None and not self.lost:
+            self._transport.write(data)
+
+    async def drained(self) -> None:
+        """Return when upstream has taken enough, or the connection is gone."""
+        if self._write_paused and not self.lost:
+            if self._drained is None:
+                self._drained = asyncio.get_running_loop().create_future()
+            await asyncio.shield(self._drained)
+
+    def pause_reading(self) -> None:
+        """Stop taking bytes: the reader is slower than upstream."""
+        if not self._read_paused and self._transport is not None and not self._transport.is_closing():
+            self._read_paused = True
+            self._transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        """Take bytes again."""
+        if self._read_paused and self._transport is not None:
+            self._read_paused = False
+            if not self._transport.is_closing():
+                self._transport.resume_reading()
+
+    def close(self) -> None:
+        """Close; nothing that matters is unsent."""
+        if self._transport is not None:
+            self._transport.close()
+
+    def abort(self) -> None:
+        """Close at once, whatever is unsent."""
+        if self._transport is not None:
+            self._transport.abort()
+        else:
+            self.lost = True
+
+    # asyncio.Protocol
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)  # noqa: S101 -- narrows asyncio's base type
+        self._transport = transport
+        if self.lost:
+            # Whoever dialled was cancelled while the connection came up.
+            transport.abort()
+
+    def data_received(self, data: bytes) -> None:
+        if self._listener is not None:
+            self._listener.on_bytes(data)
+        else:
+            self.abort()
+
+    def eof_received(self) -> None:
+        if self._listener is not None:
+            self._listener.on_end()
+
+    def pause_writing(self) -> None:
+        self._write_paused = True
+
+    def resume_writing(self) -> None:
+        self._write_paused = False
+        self._wake_writer()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.lost = True
+        self._wake_writer()
+        if self._listener is not None:
+            self._listener.on_lost("upstream reset the connection" if exc else "upstream closed the connection")
+
+    def _wake_writer(self) -> None:
+        if self._drained is not None:
+            if not self._drained.done():
+                self._drained.set_result(None)
+            self._drained = None

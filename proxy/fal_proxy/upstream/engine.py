@@ -1,0 +1,253 @@
+"""The HTTP/1.1 client: exact bytes up, a strict answer down, and the truth about what was sent.
+
+A general client does a great deal that a credential proxy must not: it follows redirects, keeps cookies, unpacks
+bodies, rewrites header fields and paths, reads proxy variables and quietly repeats requests. This one can do nothing
+but carry one request and one answer over a connection that it owns meanwhile.
+
+A `Call` is one exchange:
+
+    call = await engine.open(origin)      dialled or reused; nothing written yet
+    call.start(...)                       head and first body bytes in one write; `call.written` is true from here on
+    call.write(...), call.drained()       the rest of the body, with back-pressure; then call.finish()
+    await call.head()                     interim (1xx) answers are read past
+    await call.read() ... b""             body bytes as they come; b"" is the clean end and nothing else is
+    call.release()                        always; the connection lives on only if both directions ended cleanly
+
+`written` turns true when the first byte is handed to the transport: from then on upstream may have acted. Deadlines
+are idle deadlines: written bytes start the head's anew, body bytes the body's. `abort()` may come from any task at any time and wakes
+whoever waits with the given error. What arrived before a failure is read before the failure is raised.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from fal_proxy.errors import FalProxyError, UpstreamCut, UpstreamError, UpstreamInvalid, UpstreamTimeout
+from fal_proxy.headers import Headers
+from fal_proxy.upstream.answer import Answer, Head
+from fal_proxy.upstream.connection import HIGH_WATER_BYTES, Connection
+from fal_proxy.upstream.dial import Dialer, Origin
+from fal_proxy.upstream.pool import Pool
+
+WRITE_SECONDS = 30.0
+
+
+class Engine:
+    """Open calls, reusing idle connections of the same origin. Close it with `close()`."""
+
+    def __init__(self, dialer: Dialer, pool: Pool[Origin, Connection] | None = None) -> None:
+        self._dialer = dialer
+        self._pool: Pool[Origin, Connection] = pool if pool is not None else Pool()
+
+    @property
+    def idle(self) -> int:
+        """Return the number of idle connections."""
+        return len(self._pool)
+
+    async def open(self, origin: Origin, *, fresh: bool = False) -> Call:
+        """Return a call on an idle or a new connection (`fresh`: a new one). Raises ConnectError, ConnectTimeout."""
+        connection = None if fresh else self._pool.take(origin)
+        reused = connection is not None
+        if connection is None:
+            connection = await self._dialer.connect(origin)
+        return Call(connection, origin, self._pool, reused=reused)
+
+    def close(self) -> None:
+        """Close all idle connections; calls in progress end with their own release."""
+        self._pool.close()
+
+
+class Call:
+    """One request and its answer on one connection."""
+
+    def __init__(self, connection: Connection, origin: Origin, pool: Pool[Origin, Connection], *, reused: bool) -> None:
+        self.reused = reused
+        self.written = False
+        self.answered = False  # any byte of an answer arrived
+        self.request_done = False  # the whole request was handed over
+        self._connection = connection
+        self._origin = origin
+        self._pool = pool
+        self._loop = asyncio.get_running_loop()
+        self._answer = Answer(b"")
+        self._unsent: int | None = 0  # body bytes still owed; None: chunked
+        self._waiter: asyncio.Future[None] | None = None
+        self._progress = 0.0
+        self._error: FalProxyError | None = None
+        self._aborted = False
+        self._released = False
+        connection.listen(self)
+
+    # The request
+
+    def start(self, method: bytes, target: bytes, headers: Headers, *, length: int | None, body: bytes = b"") -> None:
+        """Write the request head and the first body bytes.
+
+        `length` is the body's size in bytes, None for a chunked body. `headers` must not hold framing fields or Host.
+        Raises ValueError, before anything is written, for bytes that would change the framing.
+        """
+        head = [method + b" " + target + b" HTTP/1.1", b"host: " + self._origin.authority]
+        head += [name + b": " + value for name, value in headers]
+        if length is None:
+            head.append(b"transfer-encoding: chunked")
+        elif length or method not in (b"GET", b"HEAD"):
+            head.append(b"content-length: %d" % length)
+        block = b"\r\n".join([*head, b"", b""])
+        lines = len(head) + 1
+        if block.count(b"\n") != lines or block.count(b"\r") != lines or b"\0" in block or b" " in target:
+            raise ValueError("a request head must not contain line breaks or NUL")
+        self._answer = Answer(method)
+        self._unsent = length
+        self._progress = self._loop.time()
+        framed = self._framed(body)
+        self.written = True
+        self._connection.write(block + framed if framed else block)
+        self.request_done = self._unsent == 0
+
+    @property
+    def write_paused(self) -> bool:
+        """Say whether upstream is slower than we write; then await `drained()`."""
+        return self._connection.write_paused
+
+    def write(self, data: bytes) -> None:
+        """Queue body bytes. Raises the call's error once there is one, ValueError beyond the announced length."""
+        if self._error is not None:
+            raise self._error
+        self._progress = self._loop.time()
+        self._connection.write(self._framed(data))
+
+    async def drained(self) -> None:
+        """Return when upstream has taken enough of the body. Raises UpstreamTimeout after 30 s without progress."""
+        try:
+            async with asyncio.timeout(WRITE_SECONDS):
+                await self._connection.drained()
+        except TimeoutError:
+            self._fail(UpstreamTimeout("upstream stopped reading the request", written=True))
+        self._progress = self._loop.time()
+        if self._error is not None:
+            raise self._error
+
+    def finish(self) -> None:
+        """End the request body. Raises ValueError when bytes are owed."""
+        if self.request_done:
+            return
+        if self._unsent is None:
+            self._connection.write(b"0\r\n\r\n")
+        elif self._unsent:
+            raise ValueError(f"{self._unsent} announced body bytes were not sent")
+        self.request_done = True
+
+    def _framed(self, data: bytes) -> bytes:
+        if self._unsent is None:
+            return b"%x\r\n%b\r\n" % (len(data), data) if data else b""
+        if len(data) > self._unsent:
+            raise ValueError("more body bytes than announced")
+        self._unsent -= len(data)
+        return data
+
+    # The answer
+
+    async def head(self, seconds: float) -> Head:
+        """Return the answer's head. Raises UpstreamTimeout, UpstreamCut, UpstreamInvalid, or what `abort` was given."""
+        while not self._aborted:
+            if self._answer.head is not None:
+                return self._answer.head
+            await self._wait(seconds, "upstream did not answer")
+        raise self._cause()
+
+    async def read(self, idle_seconds: float) -> bytes:
+        """Return the next body bytes, b"" at the clean end. Raises like `head`, after all received bytes are read."""
+        answer = self._answer
+        while not self._aborted:
+            if answer.buffered_bytes:
+                data = answer.take()
+                self._connection.resume_reading()
+                return data
+            if answer.done:
+                return b""
+            await self._wait(idle_seconds, "upstream fell silent")
+        raise self._cause()
+
+    def abort(self, error: FalProxyError) -> None:
+        """Close the connection at once and raise `error` in whoever waits, unless the call is over."""
+        if not self._released:
+            self._aborted = True
+            self._error = error
+            self._connection.abort()
+            self._wake()
+
+    def release(self) -> None:
+        """End the call: keep the connection if both directions ended cleanly, else close it. Idempotent."""
+        if self._released:
+            return
+        self._released = True
+        answer = self._answer
+        clean = self.request_done and answer.done and answer.reusable and not answer.buffered_bytes
+        self._connection.listen(None)
+        if clean and self._error is None and not self._connection.write_paused:
+            self._pool.put(self._origin, self._connection)
+        else:
+            self._connection.abort()
+
+    async def _wait(self, seconds: float, silence: str) -> None:
+        if self._error is not None:
+            raise self._error
+        self._progress = self._loop.time()
+        self._waiter = self._loop.create_future()
+        self._timer = self._loop.call_later(seconds, self._check, seconds, silence)
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None
+            self._timer.cancel()
+
+    def _check(self, seconds: float, silence: str) -> None:
+        left = self._progress + seconds - self._loop.time()
+        if left > 0:
+            self._timer = self._loop.call_later(left, self._check, seconds, silence)
+        else:
+            self._fail(UpstreamTimeout(f"{silence} for {seconds:g} s", written=self.written))
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def _cause(self) -> FalProxyError:
+        return self._error or UpstreamCut("the call was aborted", written=self.written)
+
+    def _fail(self, error: UpstreamError) -> None:
+        if self._error is None:
+            self._error = error
+        self._connection.abort()
+        self._wake()
+
+    # What the connection tells
+
+    def on_bytes(self, data: bytes) -> None:
+        """Parse what arrived; hold upstream back when the reader is slow."""
+        self.answered = True
+        answer = self._answer
+        before = answer.buffered_bytes
+        try:
+            answer.feed(data)
+        except UpstreamInvalid as error:
+            self._fail(error)
+            return
+        if answer.buffered_bytes > before:
+            # Only body bytes are progress: a drip of head or framing bytes must not hold a deadline open.
+            self._progress = self._loop.time()
+            if answer.buffered_bytes > HIGH_WATER_BYTES:
+                self._connection.pause_reading()
+        self._wake()
+
+    def on_end(self) -> None:
+        """Take an orderly close, which is the end of a close-delimited body."""
+        self._answer.end()
+        self._wake()
+
+    def on_lost(self, reason: str) -> None:
+        """Fail, unless the answer was whole."""
+        self._answer.reusable = False
+        if not self._answer.done:
+            self._fail(UpstreamCut(reason, written=self.written))
+        self._wake()

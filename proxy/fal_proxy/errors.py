@@ -115,13 +115,9 @@ class Misconfigured(FalProxyError):
 
 
 def render(error_type: str, detail: str) -> tuple[list[tuple[bytes, bytes]], bytes]:
-    """Return the header fields and the JSON body of one of our own errors.
+    """Return the header field and the JSON body that mark an error as ours.
 
     `message` repeats `detail` because the JavaScript client shows the one and the Python client the other.
     """
     body = msgspec.json.encode({"detail": detail, "message": detail, "error_type": error_type})
-    return [
-        (b"content-type", b"application/json"),
-        (b"content-length", b"%d" % len(body)),
-        (b"x-fal-error-type", error_type.encode()),
-    ], body
+    return [(b"x-fal-error-type", error_type.encode())], body

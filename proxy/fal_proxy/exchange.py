@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from hashlib import blake2s
 from typing import NamedTuple
 
+from fal_proxy.errors import Refusal
+
 
 class Traits(NamedTuple):
     """What follows from a kind, whatever the endpoint."""
@@ -95,3 +97,22 @@ class Addressed:
 
     raw: bytes
     header_form: bool
+
+
+@dataclass(slots=True)
+class Request:
+    """One request as it arrived, in raw bytes; header names are lower-cased."""
+
+    method: str
+    path: bytes
+    query: bytes | None  # None: no `?` at all
+    headers: list[tuple[bytes, bytes]]
+    peer: str  # the socket's other end, "" for a local socket
+    scheme: str  # of the socket
+
+    def one(self, name: bytes) -> bytes | None:
+        """Return the field's only value, None without one. Raises Refusal `bad_request` for several lines."""
+        found = [value for key, value in self.headers if key == name]
+        if len(found) > 1:
+            raise Refusal("bad_request", f"more than one {name.decode('ascii')} field")
+        return found[0] if found else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Protocol
+from typing import Protocol, cast
 
 # Unread answer bytes beyond the first mark stop the socket; below the second they start it again.
 HIGH_WATER_BYTES = 256 * 1024
@@ -89,11 +89,11 @@ class Connection(asyncio.Protocol):
     # asyncio.Protocol
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)  # noqa: S101 -- narrows asyncio's base type
-        self._transport = transport
+        # uvloop's transports have asyncio's interface without its base class.
+        self._transport = cast("asyncio.Transport", transport)
         if self.lost:
             # Whoever dialled was cancelled while the connection came up.
-            transport.abort()
+            self._transport.abort()
 
     def data_received(self, data: bytes) -> None:
         if self._listener is not None:

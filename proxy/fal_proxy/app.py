@@ -1,0 +1,146 @@
+"""The only wiring: settings and environment become one ASGI application. Also the few routes beside the mount."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, MutableMapping
+from pathlib import Path
+from typing import Any
+
+from fal_proxy import check
+from fal_proxy.errors import Misconfigured, Refusal
+from fal_proxy.exchange import Request
+from fal_proxy.gateway import Gateway, Reply
+from fal_proxy.identity import Identities, Source
+from fal_proxy.identity.anonymous import Anonymous
+from fal_proxy.identity.key import UserKeys
+from fal_proxy.identity.network import TrustedProxies
+from fal_proxy.policy.origin import Site
+from fal_proxy.policy.plans import compile_plan
+from fal_proxy.relay.http import Patience, Reset
+from fal_proxy.relay.inbound import Receive, Send
+from fal_proxy.settings import ENV_UPSTREAM, Secret, Settings, config_path, fal_key, signing_secrets
+from fal_proxy.upstream.dial import Dialer, Route
+from fal_proxy.upstream.engine import Engine
+
+# What our own server adds to the scope; other servers lack it and we do without.
+EXTENSION = "fal_proxy"
+
+Scope = MutableMapping[str, Any]
+
+
+class App:
+    """The ASGI application. Close it with its lifespan, or with `close()`."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        self._gateway = gateway
+        self._mount = gateway.mount
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one ASGI connection."""
+        if scope["type"] == "lifespan":
+            await self._lifespan(receive, send)
+        elif scope["type"] == "http":
+            await self._http(scope, receive, send)
+        else:
+            await send({"type": "websocket.close", "code": 1000})
+
+    def close(self) -> None:
+        """Close idle upstream connections."""
+        self._gateway.engine.close()
+
+    async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
+        request = read_request(scope)
+        below = request.path[len(self._mount) :] if request.path.startswith(self._mount) else None
+        if below is not None and below[:1] in (b"", b"/"):
+            try:
+                await self._gateway.handle(request, receive, send)
+            except Reset:
+                reset = scope.get("extensions", {}).get(EXTENSION, {}).get("reset")
+                if reset is None:
+                    raise  # the server must cut the connection: an answer without an end is an error of the app
+                reset()
+                while (await receive())["type"] != "http.disconnect":
+                    pass
+        else:
+            await self._beside(request, send)
+
+    async def _beside(self, request: Request, send: Send) -> None:
+        """Answer what lies outside the mount."""
+        reply = Reply(send)
+        try:
+            self._gateway.site.judge_host(request)
+            if request.path not in (b"/healthz", b"/readyz"):
+                raise Refusal("not_found", f"nothing is here; the proxy lives at {self._mount.decode()}")
+            if request.method not in ("GET", "HEAD"):
+                raise Refusal("method_not_allowed", "this route takes GET", headers=((b"allow", b"GET, HEAD"),))
+            body = b'{"status":"alive"}' if request.path == b"/healthz" else b'{"status":"ready","reasons":[]}'
+            await reply.own(200, body)
+        except Refusal as refusal:
+            await reply.refuse(refusal)
+
+    async def _lifespan(self, receive: Receive, send: Send) -> None:
+        while True:
+            message = await receive()
+            if message["type"] == "lifespan.startup":
+                await send({"type": "lifespan.startup.complete"})
+            else:
+                self.close()
+                await send({"type": "lifespan.shutdown.complete"})
+                return
+
+
+def read_request(scope: Scope) -> Request:
+    """Return the request in raw bytes: from the request line where our server keeps it, else from ASGI's parts."""
+    client = scope.get("client")
+    target: bytes | None = scope.get("extensions", {}).get(EXTENSION, {}).get("raw_target")
+    if target is None:
+        path: bytes = scope.get("raw_path") or scope["path"].encode()
+        query = scope["query_string"] or None  # ASGI cannot say whether an empty query had its `?`
+    else:
+        path, mark, rest = target.partition(b"?")
+        query = rest if mark else None
+    return Request(scope["method"], path, query, list(scope["headers"]), client[0] if client else "", scope["scheme"])
+
+
+def create_app(
+    settings: Settings | None = None,
+    *,
+    config: str | Path | None = None,
+    environ: Mapping[str, str] | None = None,
+    key: Secret | None = None,
+) -> App:
+    """Return the application for `settings`, or for file and environment.
+
+    `key` replaces the environment's fal key. Raises Misconfigured with every error that `check` finds.
+    """
+    environ = os.environ if environ is None else environ
+    report = check.examine(settings, config, environ, key=key)
+    if report.errors:
+        raise Misconfigured([f"{finding.path}: {finding.message}" for finding in report.errors])
+    settings = report.settings
+    used = key or fal_key(environ)
+    assert used is not None, "check requires a key"  # noqa: S101 -- narrows the type
+    site = Site(settings.server.public_url, settings.server.hosts, settings.cors.origins)
+    trusted = TrustedProxies(settings.server.trusted_proxies)
+    folder = config_path(config, environ).parent
+    sources: dict[str, Source] = {}
+    if "key" in settings.identity.sources:
+        sources["key"] = UserKeys(folder / settings.identity.key.file)
+    if "anonymous" in settings.identity.sources:
+        secrets = signing_secrets(environ, [])
+        sources["anonymous"] = Anonymous(secrets, settings.identity.anonymous.plan, trusted, site.is_https)
+    return App(
+        Gateway(
+            mount=settings.mount.encode(),
+            site=site,
+            identities=Identities([sources[name] for name in settings.identity.sources]),
+            plans={name: compile_plan(name, plan) for name, plan in settings.plans.items()},
+            storage_mode=settings.storage.mode,
+            engine=Engine(Dialer(settings.upstream.connect_seconds)),
+            route=Route(environ.get(ENV_UPSTREAM)),
+            key=used,
+            patience=Patience(settings.upstream.head_seconds, settings.upstream.body_idle_seconds),
+            max_body_bytes=settings.server.max_body_bytes,
+        )
+    )

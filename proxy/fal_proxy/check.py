@@ -1,0 +1,170 @@
+"""Judge a configuration before anything starts: every mistake as a Finding, all at once, and who may do what.
+
+Errors refuse the start; warnings name postures that are legal and open.
+"""
+
+from __future__ import annotations
+
+import re
+import stat
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from fal_proxy.identity.key import KeyFileError, KeyRecord, read
+from fal_proxy.identity.network import TrustedProxies
+from fal_proxy.policy.origin import Site
+from fal_proxy.policy.plans import compile_plan
+from fal_proxy.settings import (
+    ENV_SECRET,
+    ENV_UPSTREAM,
+    Finding,
+    Secret,
+    Settings,
+    config_path,
+    fal_key,
+    signing_secrets,
+)
+from fal_proxy.upstream.credentials import is_sendable
+from fal_proxy.upstream.dial import Route
+
+_MOUNT = re.compile(r"(?:/[A-Za-z0-9\-._~]+)+")
+
+
+@dataclass(slots=True)
+class Report:
+    """What was found; `settings` are usable when there are no errors."""
+
+    settings: Settings
+    findings: list[Finding] = field(default_factory=list)
+    access: list[str] = field(default_factory=list)
+
+    @property
+    def errors(self) -> list[Finding]:
+        """Return what refuses the start."""
+        return [finding for finding in self.findings if finding.level == "error"]
+
+    def error(self, path: str, message: str) -> None:
+        """Note a mistake."""
+        self.findings.append(Finding("error", path, message))
+
+    def warn(self, path: str, message: str) -> None:
+        """Note an open posture."""
+        self.findings.append(Finding("warning", path, message))
+
+    def attempt(self, path: str, build: Callable[[], object]) -> None:
+        """Note a mistake if `build` raises ValueError."""
+        try:
+            build()
+        except ValueError as error:
+            self.error(path, str(error))
+
+
+def examine(
+    settings: Settings | None, config: str | Path | None, environ: Mapping[str, str], *, key: Secret | None = None
+) -> Report:
+    """Return all findings about `settings`, or about file and environment when it is None."""
+    if settings is None:
+        settings, findings = Settings.load(config, environ)
+        report = Report(settings, findings)
+    else:
+        report = Report(settings)
+    _judge_values(report)
+    _judge_secrets(report, environ, key or fal_key(environ))
+    _judge_plans(report)
+    _judge_sources(report, config_path(config, environ).parent)
+    return report
+
+
+def _judge_values(report: Report) -> None:
+    settings, server, upstream = report.settings, report.settings.server, report.settings.upstream
+    if not _MOUNT.fullmatch(settings.mount):
+        report.error("mount", "must be a path such as /api/fal/proxy")
+    if not 0 <= server.port <= 65535:
+        report.error("server.port", "must be 0 to 65535")
+    if server.max_body_bytes < 1:
+        report.error("server.max_body_bytes", "must be at least 1")
+    for name in upstream.__struct_fields__:
+        if not 0 < getattr(upstream, name) < float("inf"):
+            report.error(f"upstream.{name}", "must be a positive number of seconds")
+    report.attempt("server.public_url", lambda: Site(server.public_url, (), ()))
+    for origin in settings.cors.origins:
+        report.attempt("cors.origins", lambda origin=origin: Site("", (), [origin]))  # type: ignore[misc]
+    for network in server.trusted_proxies:
+        report.attempt("server.trusted_proxies", lambda network=network: TrustedProxies([network]))  # type: ignore[misc]
+
+
+def _judge_secrets(report: Report, environ: Mapping[str, str], key: Secret | None) -> None:
+    if key is None:
+        report.error("FAL_KEY", "no fal key: set FAL_KEY, or FAL_KEY_ID and FAL_KEY_SECRET")
+    elif not is_sendable(key):
+        report.error("FAL_KEY", "is no fal key: it must look like <id>:<secret>")
+    if "anonymous" in report.settings.identity.sources and not signing_secrets(environ, report.findings):
+        report.error(ENV_SECRET, "anonymous callers need a signing secret: set it to 32 random bytes, in hex")
+    if upstream := environ.get(ENV_UPSTREAM):
+        report.attempt(ENV_UPSTREAM, lambda: Route(upstream))
+        report.warn(ENV_UPSTREAM, "all traffic, and the fal key, goes there instead of to fal")
+
+
+def _judge_plans(report: Report) -> None:
+    plans = report.settings.plans
+    for name, plan in plans.items():
+        report.attempt(f"plans.{name}", lambda name=name, plan=plan: compile_plan(name, plan))  # type: ignore[misc]
+        if "**" in plan.endpoints:
+            report.warn(f"plans.{name}.endpoints", "** opens every endpoint of fal, whatever it costs")
+    if not any(plan.endpoints for plan in plans.values()):
+        report.error("plans", 'no plan opens an endpoint: add [plans.default] with endpoints = ["fal-ai/flux/**"]')
+
+
+def _judge_sources(report: Report, folder: Path) -> None:
+    settings = report.settings
+    sources = settings.identity.sources
+    if not sources:
+        report.error("identity.sources", 'nobody may call: list "key", "anonymous" or both')
+    if len(set(sources)) != len(sources):
+        report.error("identity.sources", "lists a source twice")
+    if "key" in sources:
+        _judge_keys(report, folder / settings.identity.key.file)
+    if "anonymous" in sources:
+        plan = settings.identity.anonymous.plan
+        if plan not in settings.plans:
+            report.error("identity.anonymous.plan", f"there is no plan called {plan!r}")
+        if not settings.server.public_url and not settings.server.hosts:
+            report.error(
+                "server.public_url", "anonymous callers need public_url or hosts: the browser must know what is ours"
+            )
+        report.warn(
+            "identity.anonymous", f"strangers may use plan {plan!r} without limits: this version counts nothing yet"
+        )
+        report.access.append(f"anyone (plan {plan}): {_opens(settings, plan)}")
+
+
+def _judge_keys(report: Report, path: Path) -> None:
+    try:
+        records = read(path)
+        if records and stat.S_IMODE(path.stat().st_mode) & 0o077:
+            report.warn("identity.key.file", "others on this machine can read it: chmod 600")
+    except KeyFileError as error:
+        report.error("identity.key.file", str(error))
+        return
+    except OSError as error:
+        report.error("identity.key.file", f"cannot be read: {error.strerror}")
+        return
+    if not records:
+        report.warn("identity.key.file", "holds no keys yet: fal-proxy keys add NAME")
+    for record in records:
+        _judge_key(report, record)
+
+
+def _judge_key(report: Report, record: KeyRecord) -> None:
+    if record.plan not in report.settings.plans:
+        report.error(f"keys.{record.name}.plan", f"there is no plan called {record.plan!r}")
+    report.access.append(f"key {record.name} (plan {record.plan}): {_opens(report.settings, record.plan)}")
+
+
+def _opens(settings: Settings, name: str) -> str:
+    plan = settings.plans.get(name)
+    if plan is None or not plan.endpoints:
+        return "nothing"
+    uploads = "" if settings.storage.mode == "off" else "; uploads"
+    return f"run, stream and submit on {', '.join(plan.endpoints)}{uploads}; reads by request id"

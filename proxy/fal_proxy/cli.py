@@ -1,0 +1,228 @@
+"""The commands. Each is a few lines: the work is done below."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import secrets
+import sys
+import tempfile
+import uuid
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from types import ModuleType
+from typing import NoReturn, ParamSpec, TypeVar
+
+import click
+
+from fal_proxy import check as checks
+from fal_proxy._version import __version__
+from fal_proxy.app import create_app
+from fal_proxy.errors import Misconfigured
+from fal_proxy.identity import key as user_keys
+from fal_proxy.server import Listener, bind
+from fal_proxy.server import serve as run_server
+from fal_proxy.settings import (
+    ENV_SECRET,
+    ENV_UPSTREAM,
+    Identity,
+    KeySource,
+    Plan,
+    Secret,
+    Server,
+    Settings,
+    config_path,
+)
+
+EXIT_MISCONFIGURED = 3
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_config = click.option("--config", type=click.Path(dir_okay=False), help="Settings file; default ./fal-proxy.toml.")
+
+
+def _refusing(command: Callable[P, R]) -> Callable[P, R]:
+    """Turn what cannot start into exit 3 with one line per finding."""
+
+    @wraps(command)
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return command(*args, **kwargs)
+        except Misconfigured as error:
+            _stop(error.findings)
+        except user_keys.KeyFileError as error:
+            _stop([str(error)])
+        except OSError as error:
+            _stop([f"{error.filename or 'system'}: {error.strerror or error}"])
+
+    return wrapper
+
+
+def _stop(findings: list[str]) -> NoReturn:
+    for finding in findings:
+        click.echo(f"fal-proxy: {' '.join(finding.split())}", err=True)
+    sys.exit(EXIT_MISCONFIGURED)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="fal-proxy")
+def main() -> None:
+    """Let browser apps use fal.ai without ever holding the fal key."""
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+
+
+@main.command()
+@_config
+@click.option("--host", help="Address to listen on.")
+@click.option("--port", type=click.IntRange(0, 65535), help="Port to listen on; 0 picks a free one.")
+@click.option("--reuse-port", is_flag=True, help="Share the port with other processes of the same user.")
+@_refusing
+def serve(config: str | None, host: str | None, port: int | None, reuse_port: bool) -> None:
+    """Serve with file and environment as configured; refuses to start while anything is open by mistake."""
+    report = checks.examine(None, config, os.environ)
+    for finding in report.findings:
+        if finding.level == "warning":
+            click.echo(f"fal-proxy: warning: {finding.path}: {finding.message}", err=True)
+    app = create_app(config=config)
+    server = report.settings.server
+    sock = bind(host or server.host, server.port if port is None else port, reuse_port=reuse_port)
+    listener = Listener(app, sock)
+    run_server(listener, lambda: _announce(listener))
+
+
+@main.command()
+@click.option("--port", type=click.IntRange(0, 65535), default=8080, show_default=True, help="0 picks a free one.")
+@_refusing
+def dev(port: int) -> None:
+    """Play: proxy and offline fal on loopback, no key, no configuration, no network."""
+    emulator = _emulator()
+    proxy_sock, fal_sock = bind("127.0.0.1", port), bind("127.0.0.1", 0)
+    fal = Listener(None, fal_sock, emulator.EmulatorProtocol)
+    fal = Listener(emulator.create_emulator(fal.url), fal_sock, emulator.EmulatorProtocol)
+    with tempfile.TemporaryDirectory(prefix="fal-proxy-dev-") as folder:
+        key = user_keys.add(Path(folder) / "users.toml", "dev", "default")
+        settings = Settings(
+            server=Server(hosts=("localhost", "127.0.0.1", "[::1]")),
+            identity=Identity(sources=("key", "anonymous"), key=KeySource(file=str(Path(folder) / "users.toml"))),
+            plans={"default": Plan(endpoints=("**",), methods=("POST", "GET", "PUT", "DELETE", "PATCH"))},
+        )
+        environ = {ENV_SECRET: secrets.token_hex(32), ENV_UPSTREAM: fal.url}
+        app = create_app(settings, environ=environ, key=Secret(f"{uuid.uuid4()}:{secrets.token_hex(16)}"))
+        proxy = Listener(app, proxy_sock)
+
+        def announce() -> None:
+            _announce(proxy)
+            click.echo(_DEV_HINT.format(url=proxy.url, mount=settings.mount, key=key, fal=fal.url))
+
+        run_server(proxy, announce, beside=fal)
+
+
+@main.command()
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8090, show_default=True, help="0 picks a free one.")
+@click.option("--public-url", help="What handed-out URLs start with; default: the address listened on.")
+@click.option(
+    "--speed", type=click.FloatRange(0, min_open=True), default=1.0, show_default=True, help="Divides durations."
+)
+@click.option("--seed", type=int, help="Makes chance repeatable.")
+@click.option("--faults", default="", help="'GLOB:KIND[=ARG][@P];…', KIND: status delay reset stall truncate nginx502.")
+@_refusing
+def emulate(host: str, port: int, public_url: str | None, speed: float, seed: int | None, faults: str) -> None:
+    """Serve an offline fal: every host below one port, /<host>/<path>."""
+    emulator = _emulator()
+    try:
+        parsed = emulator.parse_faults(faults)
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--faults") from error
+    sock = bind(host, port)
+    url = Listener(None, sock).url
+    app = emulator.create_emulator((public_url or url).rstrip("/"), speed=speed, seed=seed, faults=parsed)
+    listener = Listener(app, sock, emulator.EmulatorProtocol)
+    run_server(listener, lambda: _announce(listener))
+
+
+@main.command()
+@_config
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@_refusing
+def check(config: str | None, as_json: bool) -> None:
+    """Judge file and environment: every finding, and who may do what. Exit 0 with warnings, 3 with errors."""
+    report = checks.examine(None, config, os.environ)
+    if as_json:
+        findings = [finding._asdict() for finding in report.findings]
+        click.echo(json.dumps({"findings": findings, "access": report.access}))
+    else:
+        for finding in report.findings:
+            click.echo(str(finding))
+        for line in report.access:
+            click.echo(f"access: {line}")
+        if not report.findings:
+            click.echo("nothing to say against it")
+    sys.exit(EXIT_MISCONFIGURED if report.errors else 0)
+
+
+@main.group()
+def keys() -> None:
+    """User keys: who may call with `Authorization: Bearer fpk_…`."""
+
+
+@keys.command("add")
+@click.argument("name")
+@click.option("--plan", default="default", show_default=True, help="The plan that the key's holder is on.")
+@_config
+@_refusing
+def add_key(name: str, plan: str, config: str | None) -> None:
+    """Create a key for NAME and print it, this once and never again."""
+    path, settings = _key_file(config)
+    if plan not in settings.plans:
+        raise Misconfigured(
+            [f"there is no plan called {plan!r}: add [plans.{plan}] to {config_path(config, os.environ)}"]
+        )
+    click.echo(user_keys.add(path, name, plan))
+
+
+@keys.command("list")
+@_config
+@_refusing
+def list_keys(config: str | None) -> None:
+    """List names, plans and creation times."""
+    for record in user_keys.read(_key_file(config)[0]):
+        click.echo(f"{record.name}\t{record.plan}\t{record.created}")
+
+
+@keys.command("revoke")
+@click.argument("name")
+@_config
+@_refusing
+def revoke_key(name: str, config: str | None) -> None:
+    """Remove NAME's key; running proxies notice with the next request."""
+    user_keys.revoke(_key_file(config)[0], name)
+
+
+def _key_file(config: str | None) -> tuple[Path, Settings]:
+    settings, findings = Settings.load(config)
+    if errors := [f"{finding.path}: {finding.message}" for finding in findings if finding.level == "error"]:
+        raise Misconfigured(errors)
+    return config_path(config, os.environ).parent / settings.identity.key.file, settings
+
+
+def _announce(listener: Listener) -> None:
+    click.echo(f"listening on {listener.url}")
+
+
+def _emulator() -> ModuleType:
+    try:
+        from fal_proxy import emulator
+    except ModuleNotFoundError as error:
+        raise Misconfigured([f"the emulator needs {error.name}: pip install 'fal-proxy[emulator]'"]) from error
+    return emulator
+
+
+_DEV_HINT = """
+In the page:     fal.config({{ proxyUrl: "{url}{mount}" }})
+From a shell:    curl {url}{mount}/fal.run/fal-ai/flux/dev -H 'Authorization: Bearer {key}' \\
+                      -H 'Content-Type: application/json' -d '{{"prompt": "a harbour at dawn"}}'
+Offline fal:     {fal}
+No key of fal's is used, nothing leaves this machine. Ctrl-C ends it."""

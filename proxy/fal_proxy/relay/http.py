@@ -1,0 +1,259 @@
+"""One HTTP exchange from a decided request to the end of its answer.
+
+What must never happen here, and where it is prevented:
+
+- A malformed or oversized request reaches fal: up to JSON_WHOLE_BYTES of a JSON body are read before anything is
+  dialled (`_first_bytes`); what is longer streams, and a breach of the cap on the way ends the upload unfinished.
+- Work goes on for nobody: from the first dial to the last byte a watcher holds the caller's `receive()`; a departure
+  aborts the upstream call at once. A submit that was sent whole is the exception: its answer is read to the end, for
+  at most DEPARTED_SECONDS, because a paid job that nobody knows of helps nobody.
+- A client repeats what may have been paid: clients repeat 429, 502, 503, 504 and cut connections by themselves. So
+  once a byte of a paid request was written, every failure before the head goes down is 500 `upstream_outcome_unknown`
+  (`refusal_for`); and the head of submit, and of a run's JSON answer up to RUN_WHOLE_BYTES, goes down only when the
+  answer was read whole.
+- A cut answer looks whole: after the head, a broken upstream resets the caller's connection (`Reset`).
+
+The relay repeats nothing, with one exception: an unpaid GET on a reused connection that died before any answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from fal_proxy.errors import ClientGone, FalProxyError, Refusal, UpstreamCut, UpstreamError, UpstreamInvalid
+from fal_proxy.exchange import Kind, Target, Traits
+from fal_proxy.headers import Headers, media_type, values
+from fal_proxy.relay.events import WholeCharacters
+from fal_proxy.relay.inbound import Inbound, Send
+from fal_proxy.upstream.answer import Head
+from fal_proxy.upstream.dial import Origin
+from fal_proxy.upstream.engine import Call, Engine
+
+JSON_WHOLE_BYTES = 256 * 1024
+RUN_WHOLE_BYTES = 1024 * 1024
+ANSWER_WHOLE_BYTES = 1024 * 1024
+RUN_HEAD_SECONDS = 3600.0
+DEPARTED_SECONDS = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How long upstream may take, in seconds: until the head, and between two pieces of a body."""
+
+    head_seconds: float
+    body_idle_seconds: float
+
+    def until_head(self, kind: Kind) -> float:
+        """Return the head's deadline: a run answers only when the work is done."""
+        return max(RUN_HEAD_SECONDS, self.head_seconds) if kind in (Kind.RUN, Kind.STREAM) else self.head_seconds
+
+
+@dataclass(frozen=True, slots=True)
+class Outgoing:
+    """A request that was judged in every respect and is ready to be sent."""
+
+    method: bytes
+    origin: Origin
+    path_and_query: bytes
+    headers: Headers
+    target: Target
+    announced_bytes: int | None  # the caller's Content-Length; None: chunked
+    has_body: bool
+
+
+class Reset(FalProxyError):
+    """Upstream broke after the head went down: the caller's connection must end unclean."""
+
+
+Respond = Callable[[int, Headers], Awaitable[None]]
+
+
+async def relay(
+    engine: Engine, outgoing: Outgoing, inbound: Inbound, send: Send, respond: Respond, patience: Patience
+) -> None:
+    """Carry one exchange. Raises Refusal before the head went down, Reset after it, ClientGone for a departed caller.
+
+    `respond` sends the answer's head together with everything that we add to it.
+    """
+    kind = outgoing.target.kind
+    first = await _first_bytes(outgoing, inbound)
+    inbound.watch()
+    upload = _Upload(inbound, kind.traits)
+    try:
+        try:
+            call, head = await _ask(engine, outgoing, upload, first, patience.until_head(kind))
+            whole = await _read_whole(call, head, kind, patience.body_idle_seconds)
+        except UpstreamError as error:
+            raise refusal_for(error, kind.traits) from error
+        if inbound.gone:
+            raise ClientGone
+        await _answer(call, head, whole, send, respond, patience.body_idle_seconds)
+    finally:
+        upload.close()
+
+
+def refusal_for(error: UpstreamError, traits: Traits) -> Refusal:
+    """Return what the caller is told about a failed upstream call."""
+    if traits.paid and error.written:
+        detail = f"the request reached fal and its outcome is unknown ({error.detail}); it may have been billed"
+        return Refusal("upstream_outcome_unknown", detail)
+    return Refusal(error.error_type, error.detail)
+
+
+async def _first_bytes(outgoing: Outgoing, inbound: Inbound) -> bytes:
+    if outgoing.has_body and outgoing.target.kind.traits.json_body:
+        return await inbound.read_first(JSON_WHOLE_BYTES)
+    inbound.complete = True  # a body that the kind does not know is not read
+    return b""
+
+
+class _Upload:
+    """The way up: the request, its body, and what the caller's departure means for it. Owns the call it started."""
+
+    def __init__(self, inbound: Inbound, traits: Traits) -> None:
+        self._inbound = inbound
+        self._traits = traits
+        self._call: Call | None = None
+        self._pump: asyncio.Task[None] | None = None
+
+    def start(self, call: Call, outgoing: Outgoing, first: bytes) -> None:
+        """Write the request. Raises ClientGone, with nothing written, when nobody waits for the answer any more."""
+        self._call = call
+        if self._inbound.gone:
+            raise ClientGone
+        self._inbound.on_gone = self._departed
+        complete = self._inbound.complete
+        length = len(first) if complete else outgoing.announced_bytes
+        call.start(outgoing.method, outgoing.path_and_query, outgoing.headers, length=length, body=first)
+        if not complete:
+            self._pump = asyncio.get_running_loop().create_task(self._to_upstream(call))
+
+    def drop(self) -> None:
+        """Let go of a call that another attempt replaces."""
+        self._inbound.on_gone = None
+        if self._call is not None:
+            self._call.release()
+
+    def close(self) -> None:
+        """End everything that this exchange started."""
+        self._inbound.close()
+        if self._pump is not None:
+            self._pump.cancel()
+        if self._call is not None:
+            self._call.release()
+
+    def _departed(self) -> None:
+        call = self._call
+        if call is None:
+            return
+        if self._traits.survives_departure and call.request_done:
+            asyncio.get_running_loop().call_later(DEPARTED_SECONDS, call.abort, ClientGone())
+        else:
+            call.abort(ClientGone())
+
+    async def _to_upstream(self, call: Call) -> None:
+        try:
+            while data := await self._inbound.read():
+                call.write(data)
+                if call.write_paused:
+                    await call.drained()
+            call.finish()
+        except Refusal as refusal:
+            call.abort(refusal)
+        except ValueError:
+            call.abort(Refusal("bad_request", "the body is not as long as its Content-Length says"))
+        except (ClientGone, UpstreamError):
+            pass  # `_departed` has acted, or whoever reads the answer learns it there
+
+
+async def _ask(
+    engine: Engine, outgoing: Outgoing, upload: _Upload, first: bytes, head_seconds: float
+) -> tuple[Call, Head]:
+    """Send the request and return the answer's head."""
+    repeatable = outgoing.method == b"GET" and not outgoing.target.kind.traits.paid
+    call = await engine.open(outgoing.origin)
+    try:
+        upload.start(call, outgoing, first)
+        head = await call.head(head_seconds)
+    except UpstreamCut:
+        if not (repeatable and call.reused and not call.answered):
+            raise
+        upload.drop()
+        call = await engine.open(outgoing.origin, fresh=True)
+        upload.start(call, outgoing, first)
+        head = await call.head(head_seconds)
+    if 300 <= head.status < 400 and head.status != 304:
+        raise UpstreamInvalid("upstream answered with a redirect, which is never followed", written=True)
+    return call, head
+
+
+@dataclass(frozen=True, slots=True)
+class _Whole:
+    """What was read before the head may go down; `ended` says whether it is the whole body."""
+
+    body: bytes
+    ended: bool
+
+
+async def _read_whole(call: Call, head: Head, kind: Kind, idle_seconds: float) -> _Whole:
+    """Read as much of the answer as its head depends on."""
+    if kind.traits.answer_whole:
+        if values(head.headers, b"content-encoding"):
+            raise UpstreamInvalid("upstream encoded an answer that must be read", written=True)
+        whole = await _read_up_to(call, ANSWER_WHOLE_BYTES, idle_seconds)
+        if not whole.ended:
+            raise UpstreamInvalid("upstream's answer is too large", written=True)
+        return whole
+    types = values(head.headers, b"content-type")
+    if kind is Kind.RUN and types and media_type(types[0]).lower() == b"application/json":
+        lengths = values(head.headers, b"content-length")
+        if not lengths or int(lengths[0]) <= RUN_WHOLE_BYTES:
+            return await _read_up_to(call, RUN_WHOLE_BYTES, idle_seconds)
+    return _Whole(b"", ended=False)
+
+
+async def _read_up_to(call: Call, limit_bytes: int, idle_seconds: float) -> _Whole:
+    parts: list[bytes] = []
+    size = 0
+    while size <= limit_bytes:
+        data = await call.read(idle_seconds)
+        if not data:
+            return _Whole(b"".join(parts), ended=True)
+        parts.append(data)
+        size += len(data)
+    return _Whole(b"".join(parts), ended=False)
+
+
+async def _answer(call: Call, head: Head, whole: _Whole, send: Send, respond: Respond, idle_seconds: float) -> None:
+    """Send the answer down: head, what was read, and the rest as it comes."""
+    bodiless = head.status in (204, 304)
+    fields = (
+        [field for field in head.headers if field[0] != b"content-length"] if whole.ended or bodiless else head.headers
+    )
+    if whole.ended:
+        await respond(head.status, [*fields, (b"content-length", b"%d" % len(whole.body))])
+        await send({"type": "http.response.body", "body": whole.body})
+        return
+    await respond(head.status, fields)
+    characters = WholeCharacters() if _is_event_stream(head) else None
+    if whole.body:
+        await send({"type": "http.response.body", "body": whole.body, "more_body": True})
+    try:
+        while data := await call.read(idle_seconds):
+            if characters is not None and not (data := characters.feed(data)):
+                continue
+            await send({"type": "http.response.body", "body": data, "more_body": True})
+    except UpstreamError as error:
+        if characters is not None and (rest := characters.rest()):
+            await send({"type": "http.response.body", "body": rest, "more_body": True})
+        raise Reset(error.detail) from error
+    rest = characters.rest() if characters is not None else b""
+    await send({"type": "http.response.body", "body": rest})
+
+
+def _is_event_stream(head: Head) -> bool:
+    types = values(head.headers, b"content-type")
+    plain = not values(head.headers, b"content-encoding")
+    return bool(types) and plain and media_type(types[0]).lower() == b"text/event-stream"

@@ -1,0 +1,122 @@
+"""The caller's side of one exchange, as ASGI shows it: its body, and the moment it leaves."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+from fal_proxy.errors import ClientGone, Refusal
+
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+
+# How far the watcher reads ahead of a slow upstream, so that a departure behind these bytes is still seen.
+LOOKAHEAD_BYTES = 256 * 1024
+
+
+class Inbound:
+    """Read the request body and notice the caller's departure.
+
+    `read_first` is called once and reads inline. Then `watch` starts the one task that keeps `receive()` pending
+    until `close`: whatever happens upstream, a caller that leaves is seen at once.
+    """
+
+    def __init__(self, receive: Receive, max_bytes: int) -> None:
+        self._receive = receive
+        self._max_bytes = max_bytes
+        self._chunks: deque[bytes] = deque()
+        self._buffered = 0
+        self._total = 0
+        self._changed: asyncio.Event | None = None
+        self._room: asyncio.Event | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._refusal: Refusal | None = None
+        self.complete = False  # the whole body has been received
+        self.gone = False
+        self.on_gone: Callable[[], None] | None = None
+
+    async def read_first(self, limit_bytes: int) -> bytes:
+        """Return the body up to about `limit_bytes`; `complete` says whether that is all of it.
+
+        Raises ClientGone, and Refusal `body_too_large` beyond the cap.
+        """
+        parts: list[bytes] = []
+        while not self.complete and self._total <= limit_bytes:
+            message = await self._receive()
+            if message["type"] == "http.disconnect":
+                self.gone = True
+                raise ClientGone
+            if body := message.get("body", b""):
+                parts.append(body)
+            self._count(len(body))
+            self.complete = not message.get("more_body", False)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def watch(self) -> None:
+        """Start watching; end it with `close`."""
+        self._changed, self._room = asyncio.Event(), asyncio.Event()
+        self._task = asyncio.get_running_loop().create_task(self._watch(self._changed, self._room))
+
+    async def read(self) -> bytes:
+        """Return the next body bytes, b"" at the end. Raises ClientGone, Refusal `body_too_large`."""
+        assert self._changed is not None and self._room is not None, "watch() comes first"  # noqa: PT018, S101
+        while True:
+            if self.gone:
+                raise ClientGone
+            if self._chunks:
+                data = self._chunks.popleft() if len(self._chunks) == 1 else b"".join(self._chunks)
+                self._chunks.clear()
+                self._buffered = 0
+                self._room.set()
+                return data
+            if self._refusal is not None:
+                raise self._refusal
+            if self.complete:
+                return b""
+            await self._changed.wait()
+            self._changed.clear()
+
+    async def departure(self) -> None:
+        """Return when the caller has left."""
+        if self._task is not None:
+            await asyncio.wait([self._task])
+
+    def close(self) -> None:
+        """Stop watching."""
+        self.on_gone = None
+        if self._task is not None:
+            self._task.cancel()
+
+    async def _watch(self, changed: asyncio.Event, room: asyncio.Event) -> None:
+        while True:
+            message = await self._receive()
+            if message["type"] == "http.disconnect":
+                self.gone = True
+                changed.set()
+                if self.on_gone is not None:
+                    self.on_gone()
+                return
+            if self.complete or self._refusal is not None:
+                continue
+            body = message.get("body", b"")
+            try:
+                self._count(len(body))
+            except Refusal as refusal:
+                self._refusal = refusal
+            else:
+                if body:
+                    self._chunks.append(body)
+                    self._buffered += len(body)
+                self.complete = not message.get("more_body", False)
+            changed.set()
+            while self._buffered > LOOKAHEAD_BYTES:
+                room.clear()
+                await room.wait()
+
+    def _count(self, size: int) -> None:
+        self._total += size
+        if self._total > self._max_bytes:
+            raise Refusal("body_too_large", f"the body exceeds {self._max_bytes} bytes (server.max_body_bytes)")

@@ -1,0 +1,153 @@
+"""The standalone server: sockets, uvicorn with its surprises switched off, and the end of a process.
+
+A mounted app relies on its host's server instead. What is ours here: the exact request line (ASGI drops `#…` and an
+empty `?`), a way to reset a connection, errors in our form, and the first line of stdout.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import struct
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import uvicorn
+import uvloop
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from fal_proxy.app import EXTENSION
+from fal_proxy.errors import ERROR_TYPES, Misconfigured, render
+
+KEEP_ALIVE_SECONDS = 75
+DRAIN_SECONDS = 30
+BACKLOG = 2048
+_RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER, zero seconds: close() sends RST
+
+
+class HttpProtocol(HttpToolsProtocol):
+    """uvicorn's HTTP/1.1 protocol, telling the app what ASGI leaves out."""
+
+    def on_headers_complete(self) -> None:
+        """Add the request target as received, and the reset, before the app starts."""
+        extensions: dict[str, Any] = {EXTENSION: {"raw_target": self.url, "reset": self._reset}}
+        self.scope["extensions"] = extensions
+        super().on_headers_complete()
+
+    def send_400_response(self, msg: str) -> None:
+        """Answer what is not HTTP in the form of all our errors."""
+        own, body = render("bad_request", "this is not a valid HTTP/1.1 request")
+        lines = [b"HTTP/1.1 %d Bad Request" % ERROR_TYPES["bad_request"].status, b"content-type: application/json"]
+        lines += [name + b": " + value for name, value in own]
+        lines += [b"content-length: %d" % len(body), b"connection: close", b"", body]
+        self.transport.write(b"\r\n".join(lines))
+        self.transport.close()
+
+    def _reset(self) -> None:
+        sock = self.transport.get_extra_info("socket")
+        if sock is not None:
+            with contextlib.suppress(OSError):
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+        self.transport.abort()
+
+
+@dataclass(frozen=True, slots=True)
+class Listener:
+    """One socket and what is served on it."""
+
+    app: Any
+    sock: socket.socket
+    protocol: type[HttpToolsProtocol] = HttpProtocol
+
+    @property
+    def url(self) -> str:
+        """Return the address as a URL."""
+        host, port = self.sock.getsockname()[:2]
+        return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def bind(host: str, port: int, *, reuse_port: bool = False) -> socket.socket:
+    """Return a listening socket (`port` 0: any free one). Raises Misconfigured, naming what is in the way."""
+    sock: socket.socket | None = None
+    try:
+        family, kind, proto, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        sock = socket.socket(family, kind, proto)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if reuse_port:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        sock.bind(address)
+        sock.listen(BACKLOG)
+        sock.setblocking(False)
+    except OSError as error:
+        if sock is not None:
+            sock.close()
+        raise Misconfigured([f"cannot listen on {host} port {port}: {error.strerror or error}"]) from error
+    return sock
+
+
+def serve(main: Listener, announce: Callable[[], None], *, beside: Listener | None = None) -> None:
+    """Serve until SIGTERM or SIGINT; `announce` is called once `main` accepts. `beside` lives as long as `main`."""
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(_serve(main, announce, beside))
+
+
+async def _serve(main: Listener, announce: Callable[[], None], beside: Listener | None) -> None:
+    async with contextlib.AsyncExitStack() as stack:
+        if beside is not None:
+            await stack.enter_async_context(serving(beside))
+        await _Server(main, announce, owns_signals=True).serve(sockets=[main.sock])
+
+
+@contextlib.asynccontextmanager
+async def serving(listener: Listener) -> AsyncIterator[str]:
+    """Serve inside a running loop, without touching signals; yields the URL once requests are accepted."""
+    ready = asyncio.Event()
+    server = _Server(listener, ready.set, owns_signals=False)
+    task = asyncio.create_task(server.serve(sockets=[listener.sock]))
+    waiter = asyncio.create_task(ready.wait())
+    await asyncio.wait([task, waiter], return_when=asyncio.FIRST_COMPLETED)
+    waiter.cancel()
+    try:
+        yield listener.url
+    finally:
+        server.should_exit = server.force_exit = True
+        await task
+
+
+class _Server(uvicorn.Server):
+    def __init__(self, listener: Listener, announce: Callable[[], None], *, owns_signals: bool) -> None:
+        super().__init__(
+            uvicorn.Config(
+                listener.app,
+                http=listener.protocol,
+                ws="none",
+                lifespan="on",
+                access_log=False,
+                log_config=None,
+                server_header=False,
+                date_header=False,
+                proxy_headers=False,
+                workers=1,  # WEB_CONCURRENCY means nothing here: more processes share Redis and a port
+                timeout_keep_alive=KEEP_ALIVE_SECONDS,
+                timeout_graceful_shutdown=DRAIN_SECONDS,
+            )
+        )
+        self._announce = announce
+        self._owns_signals = owns_signals
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            self._announce()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        if self._owns_signals:
+            with super().capture_signals():
+                yield
+        else:
+            yield

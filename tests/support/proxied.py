@@ -1,0 +1,72 @@
+"""The proxy as its users meet it: our real server on a real socket, in front of an upstream of the test's choice."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+from fal_proxy.app import create_app
+from fal_proxy.identity.key import add
+from fal_proxy.server import Listener, bind, serving
+from fal_proxy.settings import Identity, KeySource, Plan, Secret, Server, Settings
+
+# The canary: wherever one of its halves shows up, the key has leaked.
+FAL_KEY_ID = "ca0a7b1e-0000-4000-8000-00000000feed"
+FAL_KEY_SECRET = "c0ffee5ec7e7c0ffee5ec7e7c0ffee5e"
+FAL_KEY = Secret(f"{FAL_KEY_ID}:{FAL_KEY_SECRET}")
+SIGNING_SECRET = "a signing secret for tests only, 32+ bytes"
+MOUNT = "/api/fal/proxy"
+OPEN_PLAN = Plan(endpoints=("**",))
+
+
+@dataclass(frozen=True)
+class Proxy:
+    """One running proxy and the user key that it knows."""
+
+    origin: str
+    user_key: str
+
+    @property
+    def url(self) -> str:
+        """The mount, as `proxyUrl` wants it."""
+        return self.origin + MOUNT
+
+    @property
+    def port(self) -> int:
+        """The port that it listens on."""
+        return int(self.origin.rpartition(":")[2])
+
+    @property
+    def bearer(self) -> dict[str, str]:
+        """The header that identifies the user key's holder."""
+        return {"Authorization": f"Bearer {self.user_key}"}
+
+
+def open_settings(folder: Path) -> Settings:
+    """Return settings with both identity sources, loopback hosts and a plan that opens everything."""
+    return Settings(
+        server=Server(hosts=("127.0.0.1", "localhost")),
+        identity=Identity(sources=("key", "anonymous"), key=KeySource(file=str(folder / "users.toml"))),
+        plans={"default": OPEN_PLAN},
+    )
+
+
+@contextlib.asynccontextmanager
+async def proxied(
+    upstream: str, folder: Path, settings: Settings | None = None, environ: Mapping[str, str] | None = None
+) -> AsyncIterator[Proxy]:
+    """Run a proxy whose every host is reached below `upstream`; `folder` holds its key file."""
+    settings = settings or open_settings(folder)
+    user_key = add(folder / "users.toml", "ada", next(iter(settings.plans)))
+    surroundings = {"FAL_PROXY_SECRET": SIGNING_SECRET, "FAL_PROXY_UPSTREAM": upstream, **(environ or {})}
+    app = create_app(settings, environ=surroundings, key=FAL_KEY)
+    async with serving(Listener(app, bind("127.0.0.1", 0))) as origin:
+        yield Proxy(origin, user_key)
+
+
+def with_server(settings: Settings, **changes: object) -> Settings:
+    """Return `settings` with fields of `[server]` replaced."""
+    return msgspec.structs.replace(settings, server=msgspec.structs.replace(settings.server, **changes))

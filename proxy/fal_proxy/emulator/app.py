@@ -1,0 +1,187 @@
+"""The emulator as an ASGI app: finds the host behind the path prefix, lets in, applies faults, keeps the journal.
+
+Every host of fal is a first path segment: /queue.fal.run/owner/app is https://queue.fal.run/owner/app.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, Collection, Sequence
+
+from . import answers, cors, delivery, inference, queue, rest
+from .access import Verdict
+from .addresses import Address, read_queue, read_run
+from .answers import Answer
+from .cdn import Cdn
+from .exchange import BodyTooLargeError, ClientGoneError, Exchange, Receive, Scope, Send
+from .faults import Fault, Strike, draw
+from .journal import Journal, new_journal
+from .world import World, new_world
+
+RUN_HOSTS = frozenset({"fal.run", "falrun.com"})
+QUEUE_HOSTS = frozenset({"queue.fal.run", "queue.falrun.com"})
+REST_HOSTS = frozenset({"rest.fal.ai", "rest.alpha.fal.ai"})
+FILE_HOSTS = frozenset({"v3b.fal.media", "v3.fal.media", "fal.media", "storage.googleapis.com"})
+
+_TOKEN_KINDS = ("run", "stream", "status_stream")
+_ANSWERED_BEFORE = ("status", "nginx502")
+_ANSWERED_BADLY = ("reset", "stall", "truncate")
+
+
+class Emulator:
+    """One emulated fal; `journal` holds the latest requests as they were received."""
+
+    def __init__(self, world: World, faults: Sequence[Fault], *, gzip: bool) -> None:
+        self.journal: Journal = new_journal()
+        self._world = world
+        self._faults = tuple(faults)
+        self._gzip = gzip
+        self._cdn = Cdn(world)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one ASGI connection."""
+        if scope["type"] == "lifespan":
+            await _live(receive, send)
+        elif scope["type"] == "websocket":
+            await receive()
+            await send({"type": "websocket.close", "code": 1000})  # before accept: HTTP 403
+        else:
+            await self._exchange(Exchange(scope, receive), send)
+
+    async def _exchange(self, exchange: Exchange, send: Send) -> None:
+        self.journal.append(exchange.entry)
+        answering = asyncio.create_task(self._answer(exchange, send))
+        leaving = asyncio.create_task(exchange.gone())
+        try:
+            await asyncio.wait({answering, leaving}, return_when=asyncio.FIRST_COMPLETED)
+            if not answering.done():
+                exchange.entry.disconnected = not (exchange.cut or exchange.entry.answer_complete)
+        finally:
+            leaving.cancel()
+            if not answering.done():
+                answering.cancel()
+            outcomes = await asyncio.gather(answering, leaving, return_exceptions=True)
+            exchange.entry.done.set()
+        failure = outcomes[0]
+        if isinstance(failure, Exception) and not isinstance(failure, ClientGoneError):
+            raise failure
+
+    async def _answer(self, exchange: Exchange, send: Send) -> None:
+        files = exchange.host in FILE_HOSTS
+        if exchange.method == "OPTIONS" and "access-control-request-method" in exchange.headers:
+            await exchange.drain()
+            await delivery.deliver(exchange, cors.preflight(exchange, files=files), send)
+            return
+        address = _read(exchange)
+        strike = self._draw(exchange, address)
+        try:
+            answer = self._instead(strike, address) or await self._serve(exchange, address)
+        except BodyTooLargeError:
+            answer = answers.detail(413, "Request body is too large")
+        await exchange.drain()
+        if strike.delay_seconds:
+            await asyncio.sleep(strike.delay_seconds / self._world.speed)
+        answer.headers += cors.headers_for(exchange, files=files)
+        if self._gzip or strike.gzip:
+            answer = delivery.compressed(answer)
+        if strike.fault is not None and strike.fault.kind in _ANSWERED_BADLY:
+            send = delivery.Damage(exchange, strike.fault, send).send
+        await delivery.deliver(exchange, answer, send)
+
+    def _draw(self, exchange: Exchange, address: Address | None) -> Strike:
+        names = [f"{exchange.host}{exchange.path}"]
+        if address is not None:
+            # The URLs of a queued request lack the endpoint's path; the job still knows it.
+            job = self._world.jobs.find(address.request_id)
+            names.append(job.endpoint if job else address.endpoint)
+        return draw(self._faults, names, self._world.rng)
+
+    def _instead(self, strike: Strike, address: Address | None) -> Answer | None:
+        fault = strike.fault
+        if fault is None or fault.kind not in _ANSWERED_BEFORE:
+            return None
+        if fault.kind == "nginx502":
+            return answers.nginx(502)
+        answer = answers.of_status(int(fault.argument or 503), address.app if address else "")
+        answer.headers.append(("x-fal-request-id", self._world.new_id()))
+        return answer
+
+    async def _serve(self, exchange: Exchange, address: Address | None) -> Answer:
+        host = exchange.host
+        if host in FILE_HOSTS:
+            return await self._cdn.serve(exchange)
+        if host in REST_HOSTS or _is_storage(exchange):
+            refused = _refusal(self._world.access.key(exchange), "Authorization header is required")
+            return refused or await rest.serve(self._world, exchange)
+        if host in RUN_HOSTS | QUEUE_HOSTS:
+            if address is None:
+                name = exchange.path.strip("/").partition("/")[0]
+                return answers.detail(404, f'Application "{name}" not found')
+            return await self._infer(exchange, address)
+        if exchange.path == "/" and not host:
+            return answers.json_answer(
+                200, {"emulated_hosts": sorted(RUN_HOSTS | QUEUE_HOSTS | REST_HOSTS | FILE_HOSTS)}
+            )
+        return answers.detail(404, f'The emulator has no host "{host}"')
+
+    async def _infer(self, exchange: Exchange, address: Address) -> Answer:
+        verdict = self._world.access.key(exchange)
+        if verdict == "missing" and address.kind in _TOKEN_KINDS:
+            verdict = self._world.access.token(exchange, address)
+        known = not address.request_id or self._world.jobs.find(address.request_id) is not None
+        if verdict == "missing" and not known:
+            return answers.queue_state(404, "NOT_FOUND")  # fal says so even to callers without a key
+        refused = _refusal(verdict, f'Cannot access application "{address.app}"')
+        if refused is not None:
+            return refused
+        if address.kind == "run":
+            return await inference.run(self._world, exchange, address)
+        if address.kind == "stream":
+            return await inference.stream(self._world, exchange, address)
+        return await queue.serve(self._world, exchange, address)
+
+
+def create_emulator(
+    public_url: str,
+    *,
+    speed: float = 1.0,
+    seed: int | None = None,
+    faults: Sequence[Fault] = (),
+    gzip: bool = False,
+    api_keys: Collection[str] | None = None,
+    clock: Callable[[], float] = time.time,
+) -> Emulator:
+    """Make an emulator whose file URLs start with `public_url`; `speed` divides every duration.
+
+    With `seed` the same requests in the same order get the same answers. `api_keys` None accepts any well-formed key.
+    Raises ValueError when speed is not positive.
+    """
+    if not speed > 0:
+        raise ValueError(f"speed must be greater than 0, not {speed}")
+    return Emulator(new_world(public_url, speed, seed, api_keys, clock), faults, gzip=gzip)
+
+
+def _read(exchange: Exchange) -> Address | None:
+    if exchange.host in RUN_HOSTS:
+        return read_run(exchange.path)
+    return read_queue(exchange.path) if exchange.host in QUEUE_HOSTS else None
+
+
+def _is_storage(exchange: Exchange) -> bool:
+    # The Vercel AI SDK's helper starts its uploads at fal.run instead of rest.fal.ai.
+    return exchange.host in RUN_HOSTS and exchange.path.startswith("/storage/upload/")
+
+
+def _refusal(verdict: Verdict, without_key: str) -> Answer | None:
+    if verdict == "ok":
+        return None
+    if verdict == "forbidden":
+        return answers.detail(403, "Forbidden")
+    return answers.detail(401, without_key if verdict == "missing" else "invalid key credentials")
+
+
+async def _live(receive: Receive, send: Send) -> None:
+    while True:
+        kind = (await receive())["type"]
+        await send({"type": f"{kind}.complete"})
+        if kind == "lifespan.shutdown":
+            return

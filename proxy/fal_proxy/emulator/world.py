@@ -1,0 +1,36 @@
+"""Everything one emulator remembers and how it makes identifiers; the handlers of the hosts share it."""
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from random import Random
+from uuid import UUID
+
+from .access import Access
+from .files import Files
+from .jobs import Jobs
+from .pictures import Gallery
+
+
+@dataclass
+class World:
+    """The state of one emulator; `rng` is the only source of chance, `clock` the only source of time."""
+
+    rng: Random
+    clock: Callable[[], float]
+    speed: float
+    access: Access
+    files: Files
+    jobs: Jobs
+
+    def new_id(self) -> str:
+        """Make a request id, a version 4 UUID."""
+        return str(UUID(int=self.rng.getrandbits(128), version=4))
+
+
+def new_world(
+    public_url: str, speed: float, seed: int | None, api_keys: Collection[str] | None, clock: Callable[[], float]
+) -> World:
+    """Make the state of a new emulator; without a seed every one differs."""
+    rng = Random(seed)  # noqa: S311 (an emulator's secrets guard nothing, and a seed must reproduce them)
+    access = Access(rng, clock, api_keys)
+    return World(rng, clock, speed, access, Files(public_url, rng, clock, Gallery()), Jobs(clock))

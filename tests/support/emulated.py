@@ -1,0 +1,118 @@
+"""A real emulator on a real socket, in the test's own loop."""
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from time import time
+
+import uvicorn
+
+from fal_proxy.emulator import Emulator, EmulatorProtocol, Entry, Fault, create_emulator, parse_faults
+
+WAIT_SECONDS = 10.0
+_STEP_SECONDS = 0.005
+
+
+@dataclass(frozen=True)
+class Emulated:
+    """A running emulator: its base URL without a final slash, and the app with its journal."""
+
+    url: str
+    port: int
+    app: Emulator
+
+    def at(self, host: str, path: str) -> str:
+        """Return the URL under which the emulator serves https://<host><path>."""
+        return f"{self.url}/{host}{path}"
+
+    @property
+    def last(self) -> Entry:
+        """The latest request."""
+        return self.app.journal[-1]
+
+    async def finished(self, index: int = -1) -> Entry:
+        """Wait until a request of the journal is over and return it."""
+        entry = self.app.journal[index]
+        async with asyncio.timeout(WAIT_SECONDS):
+            await entry.done.wait()
+        return entry
+
+    async def arrived(self, count: int = 1, body_bytes: int = 0) -> Entry:
+        """Wait until the journal has so many requests, the last with so much of its body, and return that one."""
+        for _ in range(round(WAIT_SECONDS / _STEP_SECONDS)):
+            if len(self.app.journal) >= count and self.last.body_bytes >= body_bytes:
+                return self.last
+            await asyncio.sleep(_STEP_SECONDS)
+        raise TimeoutError(f"the emulator saw {len(self.app.journal)} requests, not {count}")
+
+
+@asynccontextmanager
+async def emulated(
+    *,
+    speed: float = 50.0,
+    seed: int | None = 1,
+    faults: str | Sequence[Fault] = (),
+    gzip: bool = False,
+    api_keys: Collection[str] | None = None,
+    clock: Callable[[], float] = time,
+    public_url: str | None = None,
+) -> AsyncIterator[Emulated]:
+    """Run an emulator on an ephemeral port of 127.0.0.1 until the block ends; `faults` may be in the --faults form."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port: int = sock.getsockname()[1]
+        url = f"http://127.0.0.1:{port}"
+        chosen = parse_faults(faults) if isinstance(faults, str) else tuple(faults)
+        app = create_emulator(
+            public_url or url, speed=speed, seed=seed, faults=chosen, gzip=gzip, api_keys=api_keys, clock=clock
+        )
+        config = uvicorn.Config(
+            app,
+            http=EmulatorProtocol,
+            lifespan="off",
+            ws="none",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=1,
+        )
+        server = _Server(config)
+        serving = asyncio.create_task(server.serve(sockets=[sock]))
+        try:
+            async with asyncio.timeout(WAIT_SECONDS):
+                await server.ready.wait()
+            yield Emulated(url, port, app)
+        finally:
+            server.stop.set()
+            await serving
+
+
+class _Server(uvicorn.Server):
+    """Tells when it listens, stops when told instead of looking every tenth of a second, installs no signal handlers."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.ready = asyncio.Event()
+        self.stop = asyncio.Event()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self.ready.set()
+
+    async def main_loop(self) -> None:
+        await self.on_tick(0)  # the Date header
+        await self.stop.wait()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        # uvicorn waits politely, a tenth of a second at least; a test is over when it is over.
+        for server in self.servers:
+            server.close()
+        for connection in list(self.server_state.connections):
+            connection.transport.abort()
+        async with asyncio.timeout(WAIT_SECONDS):
+            await asyncio.gather(*self.server_state.tasks)
+
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        await self._serve(sockets)

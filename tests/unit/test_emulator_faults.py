@@ -1,0 +1,81 @@
+"""The grammar of --faults, and what a draw decides."""
+
+from random import Random
+
+import pytest
+
+from fal_proxy.emulator.addresses import glob
+from fal_proxy.emulator.faults import Fault, draw, parse_faults
+
+
+def test_faults_are_read_in_order_with_their_defaults() -> None:
+    text = "fal-ai/flux/**:status=429@0.25; emulator/*:delay=1.5 ;a/b:reset;a/b:stall;a/b:truncate=9;**:nginx502@.5;"
+    assert parse_faults(text) == (
+        Fault("fal-ai/flux/**", "status", 429, 0.25),
+        Fault("emulator/*", "delay", 1.5),
+        Fault("a/b", "reset"),
+        Fault("a/b", "stall", 0),
+        Fault("a/b", "truncate", 9),
+        Fault("**", "nginx502", None, 0.5),
+    )
+    assert parse_faults("a/b:status") == (Fault("a/b", "status", 503),)
+    assert parse_faults("  ") == ()
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("a/b", "GLOB:KIND"),
+        (":status", "GLOB:KIND"),
+        ("a/b:explode", "unknown kind 'explode'"),
+        ("a/b:Status", "unknown kind 'Status'"),
+        ("a/b:status=200", "from 400 to 599"),
+        ("a/b:status=x", "status wants a whole number, not 'x'"),
+        ("a/b:delay=-1", "delay wants seconds, not '-1'"),
+        ("a/b:reset=", "reset wants a whole number, not ''"),
+        ("a/b:status=503@2", "from 0 to 1, not '2'"),
+        ("a/b:status=503@", "from 0 to 1, not ''"),
+        ("a/b:nginx502=502", "nginx502 takes no argument"),
+        ("a b:status", "'a b' is no glob"),
+        ("ok/ok:reset;a/b:nope", "'a/b:nope'"),
+    ],
+)
+def test_a_wrong_part_is_named_in_one_sentence(text: str, names: str) -> None:
+    with pytest.raises(ValueError) as caught:
+        parse_faults(text)
+    assert names in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "name", "matches"),
+    [
+        ("fal-ai/flux/*", "fal-ai/flux/dev", True),
+        ("fal-ai/flux/*", "fal-ai/flux/dev/image-to-image", False),
+        ("fal-ai/flux/**", "fal-ai/flux", True),
+        ("fal-ai/flux/**", "fal-ai/flux/dev/image-to-image", True),
+        ("fal-ai/flux/**", "fal-ai/fluxx", False),
+        ("**", "rest.fal.ai/storage/upload/initiate", True),
+        ("**/cancel", "queue.fal.run/a/b/requests/1/cancel", True),
+        ("a/**/d", "a/d", True),
+        ("a/**/d", "a/b/c/d", True),
+        ("a.b", "axb", False),
+    ],
+)
+def test_globs_take_one_segment_for_a_star_and_any_number_for_two(pattern: str, name: str, matches: bool) -> None:
+    assert bool(glob(pattern).fullmatch(name)) is matches
+
+
+def test_delays_add_up_and_of_the_rest_the_first_drawn_wins() -> None:
+    faults = parse_faults("**:delay=1;a/*:delay=2;a/b:status=500;a/b:reset")
+    strike = draw(faults, ["fal.run/a/b", "a/b"], Random(0))
+    assert strike.delay_seconds == 3
+    assert strike.fault == faults[2]
+    assert draw(faults, ["c/d"], Random(0)).fault is None
+
+
+def test_a_probability_strikes_about_that_often_and_the_same_seed_strikes_the_same() -> None:
+    faults = parse_faults("a/b:status@0.3")
+    drawn = [[draw(faults, ["a/b"], rng).fault is not None for _ in range(1000)] for rng in (Random(5), Random(5))]
+    assert drawn[0] == drawn[1]
+    assert 250 < sum(drawn[0]) < 350

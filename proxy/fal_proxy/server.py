@@ -99,14 +99,14 @@ async def _serve(main: Listener, announce: Callable[[], None], beside: Listener 
     async with contextlib.AsyncExitStack() as stack:
         if beside is not None:
             await stack.enter_async_context(serving(beside))
-        await _Server(main, announce, owns_signals=True).serve(sockets=[main.sock])
+        await _Server(main, announce, DRAIN_SECONDS, owns_signals=True).serve(sockets=[main.sock])
 
 
 @contextlib.asynccontextmanager
-async def serving(listener: Listener) -> AsyncIterator[str]:
+async def serving(listener: Listener, drain_seconds: int = 1) -> AsyncIterator[str]:
     """Serve inside a running loop, without touching signals; yields the URL once requests are accepted."""
     ready = asyncio.Event()
-    server = _Server(listener, ready.set, owns_signals=False)
+    server = _Server(listener, ready.set, drain_seconds, owns_signals=False)
     task = asyncio.create_task(server.serve(sockets=[listener.sock]))
     waiter = asyncio.create_task(ready.wait())
     await asyncio.wait([task, waiter], return_when=asyncio.FIRST_COMPLETED)
@@ -114,12 +114,14 @@ async def serving(listener: Listener) -> AsyncIterator[str]:
     try:
         yield listener.url
     finally:
-        server.should_exit = server.force_exit = True
+        server.should_exit = True
         await task
 
 
 class _Server(uvicorn.Server):
-    def __init__(self, listener: Listener, announce: Callable[[], None], *, owns_signals: bool) -> None:
+    def __init__(
+        self, listener: Listener, announce: Callable[[], None], drain_seconds: int, *, owns_signals: bool
+    ) -> None:
         super().__init__(
             uvicorn.Config(
                 listener.app,
@@ -133,7 +135,7 @@ class _Server(uvicorn.Server):
                 proxy_headers=False,
                 workers=1,  # WEB_CONCURRENCY means nothing here: more processes share Redis and a port
                 timeout_keep_alive=KEEP_ALIVE_SECONDS,
-                timeout_graceful_shutdown=DRAIN_SECONDS,
+                timeout_graceful_shutdown=drain_seconds,
             )
         )
         self._announce = announce

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
-from fal_proxy.app import create_app
+
+from fal_proxy.app import App, Scope, create_app
 from fal_proxy.identity.key import add
+from fal_proxy.relay.inbound import Message, Receive, Send
 from fal_proxy.server import Listener, bind, serving
 from fal_proxy.settings import Identity, KeySource, Plan, Secret, Server, Settings
 
@@ -17,9 +19,12 @@ from fal_proxy.settings import Identity, KeySource, Plan, Secret, Server, Settin
 FAL_KEY_ID = "ca0a7b1e-0000-4000-8000-00000000feed"
 FAL_KEY_SECRET = "c0ffee5ec7e7c0ffee5ec7e7c0ffee5e"
 FAL_KEY = Secret(f"{FAL_KEY_ID}:{FAL_KEY_SECRET}")
-SIGNING_SECRET = "a signing secret for tests only, 32+ bytes"
+SIGNING_SECRET = "a signing secret for tests only and long enough"
 MOUNT = "/api/fal/proxy"
 OPEN_PLAN = Plan(endpoints=("**",))
+
+
+StartProxy = Callable[..., Awaitable["Proxy"]]
 
 
 @dataclass(frozen=True)
@@ -62,9 +67,33 @@ async def proxied(
     settings = settings or open_settings(folder)
     user_key = add(folder / "users.toml", "ada", next(iter(settings.plans)))
     surroundings = {"FAL_PROXY_SECRET": SIGNING_SECRET, "FAL_PROXY_UPSTREAM": upstream, **(environ or {})}
-    app = create_app(settings, environ=surroundings, key=FAL_KEY)
+    app = CanaryWatch(create_app(settings, environ=surroundings, key=FAL_KEY))
     async with serving(Listener(app, bind("127.0.0.1", 0))) as origin:
         yield Proxy(origin, user_key)
+    assert not app.leaks, f"the fal key went down to a caller: {app.leaks}"
+
+
+class CanaryWatch:
+    """Pass everything through and note every answer that holds half of the fal key, in fields or body."""
+
+    def __init__(self, app: App) -> None:
+        self.app = app
+        self.leaks: list[str] = []
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one ASGI connection, watching what goes down."""
+        tail = b""
+
+        async def watched(message: Message) -> None:
+            nonlocal tail
+            headers = b"".join(value for _, value in message.get("headers", ()))
+            window = tail + headers + bytes(message.get("body", b""))
+            if FAL_KEY_SECRET.encode() in window or FAL_KEY_ID.encode() in window:
+                self.leaks.append(f"{scope.get('method')} {scope.get('path')}: {message['type']}")
+            tail = window[-64:]
+            await send(message)
+
+        await self.app(scope, receive, watched)
 
 
 def with_server(settings: Settings, **changes: object) -> Settings:

@@ -1,0 +1,48 @@
+"""What holds for the whole test run: nothing may be skipped in CI, and the fal key may appear in no log record."""
+
+from __future__ import annotations
+
+import logging
+import os
+
+import pytest
+
+from support.proxied import FAL_KEY_SECRET
+
+pytest_plugins = ["support.peers"]
+
+
+class _CanaryWatch(logging.Handler):
+    """Collect log records that hold the fal key."""
+
+    def __init__(self) -> None:
+        super().__init__(level=logging.NOTSET)
+        self.setFormatter(logging.Formatter("%(name)s %(message)s"))
+        self.leaks: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if FAL_KEY_SECRET in self.format(record):
+            self.leaks.append(record.name)
+
+
+_watch = _CanaryWatch()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Watch every log record of the run."""
+    logging.getLogger().addHandler(_watch)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say what broke the rules of the whole run."""
+    for name in _watch.leaks:
+        terminalreporter.write_line(f"FAILED: the fal key was logged by {name}")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Fail the run for a leaked key, and in CI for a skipped test."""
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    skipped = reporter is not None and reporter.stats.get("skipped")
+    if _watch.leaks or (skipped and os.environ.get("REFUSE_SKIPS") == "1"):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED

@@ -1,0 +1,31 @@
+"""A proxy in front of whatever upstream a test scripts."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from fal_proxy.settings import Settings
+from support.peers import Upstream
+from support.proxied import Proxy, StartProxy, open_settings, proxied
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    """Settings that open everything to key holders and anonymous callers on loopback."""
+    return open_settings(tmp_path)
+
+
+@pytest.fixture
+async def start(tmp_path: Path, settings: Settings) -> AsyncIterator[StartProxy]:
+    """Return a function that runs a proxy in front of an upstream until the test ends."""
+    async with contextlib.AsyncExitStack() as stack:
+
+        async def run(upstream: Upstream, chosen: Settings | None = None) -> Proxy:
+            base = f"http://127.0.0.1:{upstream.port}"
+            return await stack.enter_async_context(proxied(base, tmp_path, chosen or settings))
+
+        yield run

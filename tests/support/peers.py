@@ -69,6 +69,11 @@ class Peer:
                 raise EOFError(self.ending)
         return self._taken(found + len(marker))
 
+    def forget(self) -> None:
+        """Drop what was read: a gigabyte need not stay in the test's memory."""
+        del self.received[: self._read]
+        self._read = 0
+
     async def read_head(self) -> bytes:
         """Return the next request head with its empty line."""
         return await self.read_to(b"\r\n\r\n")

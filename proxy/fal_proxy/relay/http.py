@@ -13,7 +13,8 @@ What must never happen here, and where it is prevented:
   answer was read whole.
 - A cut answer looks whole: after the head, a broken upstream resets the caller's connection (`Reset`).
 
-The relay repeats nothing, with one exception: an unpaid GET on a reused connection that died before any answer.
+The relay repeats nothing, with one exception: on a reused connection that died before any answer, an unpaid GET is sent
+once more on a fresh one; so is a request of which no byte had been written.
 """
 
 from __future__ import annotations
@@ -178,7 +179,7 @@ async def _ask(
         upload.start(call, outgoing, first)
         head = await call.head(head_seconds)
     except UpstreamCut:
-        if not (repeatable and call.reused and not call.answered):
+        if not call.reused or call.answered or (call.written and not repeatable):
             raise
         upload.drop()
         call = await engine.open(outgoing.origin, fresh=True)

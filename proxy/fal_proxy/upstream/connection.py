@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import select
+import ssl
 from typing import Protocol, cast
 
 # Unread answer bytes beyond the first mark stop the socket; below the second they start it again.
@@ -35,9 +37,21 @@ class Connection(asyncio.Protocol):
         self.lost = False
 
     @property
-    def usable(self) -> bool:
-        """Say whether a new request may be written."""
+    def open(self) -> bool:
+        """Say whether bytes can still be written."""
         return self._transport is not None and not (self.lost or self._transport.is_closing())
+
+    @property
+    def usable(self) -> bool:
+        """Say whether an idle connection may carry a new request: open, and nothing lies unread in the socket.
+
+        What the loop has not yet read is the end of the connection, or bytes that would become the next answer.
+        """
+        if self._transport is None or not self.open:
+            return False
+        unread = select.poll()
+        unread.register(self._transport.get_extra_info("socket").fileno(), select.POLLIN)
+        return not unread.poll(0)
 
     @property
     def write_paused(self) -> bool:
@@ -102,7 +116,7 @@ class Connection(asyncio.Protocol):
             self.abort()
 
     def eof_received(self) -> None:
-        if self._listener is not None:
+        if self._listener is not None and self._ended_cleanly():
             self._listener.on_end()
 
     def pause_writing(self) -> None:
@@ -114,9 +128,18 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.lost = True
+        self._write_paused = False
         self._wake_writer()
         if self._listener is not None:
             self._listener.on_lost("upstream reset the connection" if exc else "upstream closed the connection")
+
+    def _ended_cleanly(self) -> bool:
+        # Below TLS a bare FIN may be forged: both loops report it like a close_notify, only OpenSSL knows which it was.
+        tls = self._transport.get_extra_info("ssl_object") if self._transport is not None else None
+        try:
+            return tls is None or tls.read(1) == b""
+        except ssl.SSLError:
+            return False
 
     def _wake_writer(self) -> None:
         if self._drained is not None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import os
 import socket
 import ssl
 from collections.abc import Awaitable, Callable
@@ -23,7 +24,7 @@ from fal_proxy.upstream.connection import Connection
 Address = tuple[socket.AddressFamily, str, int]
 
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
-_NAT64_LOCAL = ipaddress.ip_network("64:ff9b:1::/48")  # RFC 8215: private, but older Pythons call it global
+_UNICAST = ipaddress.ip_network("2000::/3")  # all that IANA allocates; Python calls much beyond it global
 
 
 class Origin(NamedTuple):
@@ -75,7 +76,7 @@ def is_public(address: str) -> bool:
         )
         if inner is not None:
             return is_public(str(inner))
-        if ip.teredo is not None or ip.is_site_local or ip in _NAT64_LOCAL:
+        if ip.teredo is not None or ip not in _UNICAST:
             return False
     return ip.is_global and not ip.is_multicast
 
@@ -120,8 +121,8 @@ class Dialer:
     async def _connect(self, origin: Origin) -> Connection:
         try:
             addresses = await self._resolve(origin.host, origin.port)
-        except OSError as error:
-            raise ConnectError(f"{origin.host} cannot be resolved: {error.strerror or error}") from error
+        except (OSError, UnicodeError) as error:  # UnicodeError: a label that IDNA cannot encode
+            raise ConnectError(f"{origin.host} cannot be resolved: {_reason(error)}") from error
         allowed = [address for address in addresses if origin.trusted or is_public(address[1])]
         if addresses and not allowed:
             raise ConnectError(f"{origin.host} resolves to an address that is not public")
@@ -164,4 +165,8 @@ class Dialer:
 def _reason(error: Exception) -> str:
     if isinstance(error, ssl.SSLError):
         return f"TLS failed: {error.reason or 'handshake'}"
-    return getattr(error, "strerror", None) or str(error) or type(error).__name__
+    if isinstance(error, socket.gaierror):
+        return error.strerror or "unknown name"
+    if isinstance(error, OSError) and error.errno:
+        return os.strerror(error.errno)  # the loops' own texts hold the address
+    return str(error) or type(error).__name__

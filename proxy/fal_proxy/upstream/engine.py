@@ -84,8 +84,13 @@ class Call:
         """Write the request head and the first body bytes.
 
         `length` is the body's size in bytes, None for a chunked body. `headers` must not hold framing fields or Host.
-        Raises ValueError, before anything is written, for bytes that would change the framing.
+        Raises ValueError, before anything is written, for bytes that would change the framing, and the call's error
+        when the connection ended or the call was aborted before the request.
         """
+        if self._error is None and not self._connection.open:
+            self._fail(UpstreamCut("upstream closed the connection"))
+        if self._error is not None:
+            raise self._error
         head = [method + b" " + target + b" HTTP/1.1", b"host: " + self._origin.authority]
         head += [name + b": " + value for name, value in headers]
         if length is None:
@@ -135,6 +140,7 @@ class Call:
             self._connection.write(b"0\r\n\r\n")
         elif self._unsent:
             raise ValueError(f"{self._unsent} announced body bytes were not sent")
+        self._unsent = 0
         self.request_done = True
 
     def _framed(self, data: bytes) -> bytes:
@@ -183,11 +189,14 @@ class Call:
         self._released = True
         answer = self._answer
         clean = self.request_done and answer.done and answer.reusable and not answer.buffered_bytes
-        self._connection.listen(None)
-        if clean and self._error is None and not self._connection.write_paused:
-            self._pool.put(self._origin, self._connection)
+        connection, self._connection = self._connection, Connection()  # a stale handle reaches nobody
+        connection.listen(None)
+        if clean and self._error is None and not connection.write_paused:
+            self._pool.put(self._origin, connection)
         else:
-            self._connection.abort()
+            connection.abort()
+        self._error = self._error or UpstreamCut("the call is over", written=self.written)
+        self._wake()
 
     async def _wait(self, seconds: float, silence: str) -> None:
         if self._error is not None:
@@ -225,9 +234,12 @@ class Call:
 
     def on_bytes(self, data: bytes) -> None:
         """Parse what arrived; hold upstream back when the reader is slow."""
+        if not self.written:
+            self._fail(UpstreamInvalid("upstream spoke before it was asked"))
+            return
         self.answered = True
         answer = self._answer
-        before = answer.buffered_bytes
+        before, head = answer.buffered_bytes, answer.head
         try:
             answer.feed(data)
         except UpstreamInvalid as error:
@@ -238,11 +250,14 @@ class Call:
             self._progress = self._loop.time()
             if answer.buffered_bytes > HIGH_WATER_BYTES:
                 self._connection.pause_reading()
+        elif answer.head is head and not answer.done:
+            return  # whoever waits would begin a new deadline
         self._wake()
 
     def on_end(self) -> None:
-        """Take an orderly close, which is the end of a close-delimited body."""
-        self._answer.end()
+        """Take an orderly close: the end of a close-delimited body, a cut of any other."""
+        if not self._answer.end():
+            self._fail(UpstreamCut("upstream closed the connection", written=self.written))
         self._wake()
 
     def on_lost(self, reason: str) -> None:

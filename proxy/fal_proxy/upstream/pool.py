@@ -79,7 +79,8 @@ class Pool(Generic[OriginT, ConnectionT]):
                 del self._idle[origin]
 
     def close(self) -> None:
-        """Close everything."""
+        """Close everything, and from now on whatever is put."""
+        self._max_idle = 0
         for idle in self._idle.values():
             for _, connection in idle:
                 connection.close()

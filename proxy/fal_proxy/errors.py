@@ -44,8 +44,6 @@ ERROR_TYPES: dict[str, ErrorType] = {
     "internal_error": ErrorType(500, "a fault of ours"),
     "upstream_unreachable": ErrorType(502, "fal could not be reached, or left before answering"),
     "upstream_invalid": ErrorType(502, "fal answered with something that cannot be passed on"),
-    "no_usable_key": ErrorType(503, "the proxy has no fal key that works"),
-    "draining": ErrorType(503, "the proxy is shutting down"),
     "upstream_timeout": ErrorType(504, "fal did not answer in time"),
 }
 

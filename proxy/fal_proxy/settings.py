@@ -10,7 +10,7 @@ import os
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 from urllib.parse import urlsplit
 
 import msgspec
@@ -64,6 +64,11 @@ class Secret:
         raise TypeError("a Secret does not leave its process")
 
 
+def says(description: str) -> msgspec.Meta:
+    """Return the sentence about a setting that help and documentation show."""
+    return msgspec.Meta(description=description)
+
+
 class _Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     pass
 
@@ -71,44 +76,46 @@ class _Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Server(_Section, frozen=True):
     """`[server]`: where we listen and who may address us."""
 
-    host: str = "127.0.0.1"
-    port: int = 8080
-    public_url: str = ""
-    hosts: tuple[str, ...] = ()
-    trusted_proxies: tuple[str, ...] = ()
-    max_body_bytes: int = 10 * MIB
+    host: Annotated[str, says("address to listen on")] = "127.0.0.1"
+    port: Annotated[int, says("port to listen on; 0 picks a free one")] = 8080
+    public_url: Annotated[
+        str, says("`https://proxy.example.com`: what browsers see; decides the cookie and which origin is ours")
+    ] = ""
+    hosts: Annotated[tuple[str, ...], says("accepted Host names; empty with `public_url`: its host; `*`: any")] = ()
+    trusted_proxies: Annotated[tuple[str, ...], says("addresses or networks whose `X-Forwarded-For` is believed")] = ()
+    max_body_bytes: Annotated[int, says("largest JSON body")] = 10 * MIB
 
 
 class Upstream(_Section, frozen=True):
     """`[upstream]`: how long fal may take."""
 
-    connect_seconds: float = 5
-    head_seconds: float = 60
-    body_idle_seconds: float = 900
+    connect_seconds: Annotated[float, says("until a connection stands")] = 5
+    head_seconds: Annotated[float, says("until the head of an answer; run and stream: 3600")] = 60
+    body_idle_seconds: Annotated[float, says("between two pieces of a body")] = 900
 
 
 class Cors(_Section, frozen=True):
     """`[cors]`: exact origins of pages beside our own."""
 
-    origins: tuple[str, ...] = ()
+    origins: Annotated[tuple[str, ...], says("exact origins of pages beside our own")] = ()
 
 
 class KeySource(_Section, frozen=True):
     """`[identity.key]`: user keys, hashed, in a file of their own."""
 
-    file: str = "users.toml"
+    file: Annotated[str, says("user keys, hashed; relative to the settings file")] = "users.toml"
 
 
 class AnonymousSource(_Section, frozen=True):
     """`[identity.anonymous]`: whoever shows no credential."""
 
-    plan: str = "default"
+    plan: Annotated[str, says("the plan of anonymous callers")] = "default"
 
 
 class Identity(_Section, frozen=True):
     """`[identity]`: who may call; nobody, until sources are listed."""
 
-    sources: tuple[Literal["key", "anonymous"], ...] = ()
+    sources: Annotated[tuple[Literal["key", "anonymous"], ...], says("who may call, in order: `key`, `anonymous`")] = ()
     key: KeySource = KeySource()
     anonymous: AnonymousSource = AnonymousSource()
 
@@ -116,21 +123,28 @@ class Identity(_Section, frozen=True):
 class Plan(_Section, frozen=True):
     """`[plans.NAME]`: what a caller may do."""
 
-    endpoints: tuple[str, ...] = ()
-    methods: tuple[Literal["POST", "GET", "PUT", "DELETE", "PATCH"], ...] = ("POST",)
-    allow_headers: tuple[str, ...] = ()
+    endpoints: Annotated[tuple[str, ...], says("globs of what may be run, streamed and submitted")] = ()
+    methods: Annotated[tuple[Literal["POST", "GET", "PUT", "DELETE", "PATCH"], ...], says("methods on `fal.run`")] = (
+        "POST",
+    )
+    allow_headers: Annotated[
+        tuple[str, ...],
+        says(
+            "further request fields, of: `x-fal-store-io` `x-fal-runner-hint` `x-fal-no-retry` `x-fal-retry-config` `x-fal-tags`"
+        ),
+    ] = ()
 
 
 class Storage(_Section, frozen=True):
     """`[storage]`: uploads that the browser sends to fal's CDN with a signed URL."""
 
-    mode: Literal["direct", "off"] = "direct"
+    mode: Annotated[Literal["direct", "off"], says("`direct`: the browser uploads with a signed URL; `off`")] = "direct"
 
 
 class Settings(_Section, frozen=True):
     """Everything one deployment decides. Build it with `Settings.load`, or by hand for an app of your own."""
 
-    mount: str = "/api/fal/proxy"
+    mount: Annotated[str, says("the path that the proxy lives at")] = "/api/fal/proxy"
     server: Server = Server()
     upstream: Upstream = Upstream()
     cors: Cors = Cors()

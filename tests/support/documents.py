@@ -1,0 +1,51 @@
+"""The README's tables, derived from the lists in code. Run as a script to rewrite them."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, get_args, get_origin, get_type_hints
+
+import msgspec
+
+from fal_proxy.errors import ERROR_TYPES
+from fal_proxy.settings import Settings
+
+README = Path(__file__).resolve().parents[2] / "README.md"
+
+
+def error_rows() -> list[str]:
+    """Return one table row per error type."""
+    return [f"| {row.status} | `{name}` | {row.meaning} |" for name, row in ERROR_TYPES.items()]
+
+
+def setting_rows() -> list[str]:
+    """Return one table row per setting, with its default as TOML writes it."""
+    return [f"| `{path}` | `{default}` | {description} |" for path, default, description in _walk(Settings, "")]
+
+
+def _walk(kind: type[msgspec.Struct], prefix: str) -> Iterator[tuple[str, str, str]]:
+    defaults = kind()
+    for name, annotated in get_type_hints(kind, include_extras=True).items():
+        hint, *extras = get_args(annotated) if get_origin(annotated) is Annotated else (annotated,)
+        if get_origin(hint) is dict:
+            yield from _walk(get_args(hint)[1], f"{prefix}{name}.NAME.")
+        elif isinstance(hint, type) and issubclass(hint, msgspec.Struct):
+            yield from _walk(hint, f"{prefix}{name}.")
+        else:
+            yield prefix + name, json.dumps(getattr(defaults, name)), extras[0].description
+
+
+def with_tables(text: str) -> str:
+    """Return the README with its derived tables filled in."""
+    for name, rows in {"errors": error_rows(), "settings": setting_rows()}.items():
+        pattern = rf"(<!-- {name}: [^\n]*-->\n[^\n]*\n[^\n]*\n).*?(<!-- /{name} -->)"
+        filled = "\n".join(rows).replace("\\", r"\\")
+        text = re.sub(pattern, rf"\g<1>{filled}\n\g<2>", text, flags=re.DOTALL)
+    return text
+
+
+if __name__ == "__main__":
+    README.write_text(with_tables(README.read_text("utf-8")), "utf-8")

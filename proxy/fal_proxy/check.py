@@ -13,12 +13,14 @@ from pathlib import Path
 
 from fal_proxy.identity.key import KeyFileError, KeyRecord, read
 from fal_proxy.identity.network import TrustedProxies
+from fal_proxy.policy.endpoints import Globs
 from fal_proxy.policy.origin import Site
 from fal_proxy.policy.plans import compile_plan
 from fal_proxy.settings import (
     ENV_SECRET,
     ENV_UPSTREAM,
     Finding,
+    Plan,
     Secret,
     Settings,
     config_path,
@@ -28,7 +30,7 @@ from fal_proxy.settings import (
 from fal_proxy.upstream.credentials import is_sendable
 from fal_proxy.upstream.dial import Route
 
-_MOUNT = re.compile(r"(?:/[A-Za-z0-9\-._~]+)+")
+_MOUNT = re.compile(r"(?:/(?!\.\.?(?:/|$))[A-Za-z0-9\-._~]+)+")
 
 
 @dataclass(slots=True)
@@ -90,6 +92,8 @@ def _judge_values(report: Report) -> None:
     report.attempt("server.public_url", lambda: Site(server.public_url, (), ()))
     for origin in settings.cors.origins:
         report.attempt("cors.origins", lambda origin=origin: Site("", (), [origin]))  # type: ignore[misc]
+    for host in server.hosts:
+        report.attempt("server.hosts", lambda host=host: Site("", [host], ()))  # type: ignore[misc]
     for network in server.trusted_proxies:
         report.attempt("server.trusted_proxies", lambda network=network: TrustedProxies([network]))  # type: ignore[misc]
 
@@ -109,7 +113,11 @@ def _judge_secrets(report: Report, environ: Mapping[str, str], key: Secret | Non
 def _judge_plans(report: Report) -> None:
     plans = report.settings.plans
     for name, plan in plans.items():
-        report.attempt(f"plans.{name}", lambda name=name, plan=plan: compile_plan(name, plan))  # type: ignore[misc]
+        for glob in plan.endpoints:
+            report.attempt(f"plans.{name}.endpoints", lambda glob=glob: Globs([glob]))  # type: ignore[misc]
+        for header in plan.allow_headers:
+            part = Plan(allow_headers=(header,))
+            report.attempt(f"plans.{name}.allow_headers", lambda part=part: compile_plan("", part))  # type: ignore[misc]
         if "**" in plan.endpoints:
             report.warn(f"plans.{name}.endpoints", "** opens every endpoint of fal, whatever it costs")
     if not any(plan.endpoints for plan in plans.values()):

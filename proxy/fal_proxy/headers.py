@@ -113,7 +113,8 @@ def to_downstream(headers: Headers) -> Headers:
             continue
         if name == b"content-type" and is_active(value):
             # Upstream's markup must never run on the origin of the app that embeds us.
-            passed.append((name, b"text/plain" + value[len(media_type(value)) :]))
+            parameters = b"" if b"," in value else value[len(media_type(value)) :]
+            passed.append((name, b"text/plain" + parameters))
         else:
             passed.append((name, value))
     return passed
@@ -125,9 +126,12 @@ def media_type(content_type: bytes) -> bytes:
 
 
 def is_active(content_type: bytes) -> bool:
-    """Say whether a browser could run this type as a document."""
-    essence = media_type(content_type).strip().lower().decode("latin-1")
-    return "html" in essence or "svg" in essence or "xsl" in essence or essence.endswith(("/xml", "+xml"))
+    """Say whether a browser could run this type as a document; of a list, browsers take the last (Fetch, "extract a MIME type")."""
+    essences = [media_type(part).strip().lower().decode("latin-1") for part in content_type.split(b",")]
+    return any(
+        "html" in essence or "svg" in essence or "xsl" in essence or essence.endswith(("/xml", "+xml"))
+        for essence in essences
+    )
 
 
 def http_date() -> bytes:

@@ -7,6 +7,7 @@ and the documentation test derive from them. Secrets come from the environment o
 from __future__ import annotations
 
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -27,6 +28,7 @@ ENV_CONFIG = "FAL_PROXY_CONFIG"
 _ENV_PREFIX = "FAL_PROXY_"
 _ENV_RESERVED = frozenset([ENV_SECRET, ENV_SECRET_FILE, ENV_UPSTREAM, ENV_CONFIG])
 MIN_SECRET_BYTES = 16
+_HOST_NAME = re.compile(r"[a-z0-9._\-]+|[0-9a-f:.]+")  # the second: IPv6, without its brackets
 
 
 class Finding(NamedTuple):
@@ -179,7 +181,7 @@ def _read_file(config: str | Path | None, environ: Mapping[str, str], findings: 
     except FileNotFoundError:
         if config or environ.get(ENV_CONFIG):
             findings.append(Finding("error", str(path), "no such file"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # ValueError: no UTF-8, no TOML, a number without end
         findings.append(Finding("error", str(path), f"cannot be read: {error}"))
     return {}
 
@@ -198,7 +200,7 @@ def _overlay(raw: dict[str, Any], environ: Mapping[str, str], findings: list[Fin
         if leaf is not str:
             try:
                 value = msgspec.json.decode(value)
-            except (msgspec.DecodeError, RecursionError):
+            except (msgspec.DecodeError, UnicodeEncodeError, RecursionError):
                 # A bare word is what people write for one of a few names; the type check below judges it.
                 pass
         table = raw
@@ -246,7 +248,7 @@ def _build(kind: Any, raw: Any, path: str, findings: list[Finding]) -> Any:
         else:
             try:
                 values[key] = msgspec.convert(value, hint, strict=True)
-            except (msgspec.ValidationError, RecursionError) as error:
+            except (msgspec.ValidationError, UnicodeEncodeError, RecursionError) as error:
                 findings.append(Finding("error", where, str(error)))
     return kind(**values)
 
@@ -281,7 +283,9 @@ def origin_of(url: str) -> str | None:
     except ValueError:
         return None
     plain = not (parts.query or parts.fragment or parts.username is not None or parts.password is not None)
-    if parts.scheme not in ("http", "https") or not parts.hostname or not plain or parts.path not in ("", "/"):
+    if parts.scheme not in ("http", "https") or not plain or parts.path not in ("", "/"):
+        return None
+    if not parts.hostname or not _HOST_NAME.fullmatch(parts.hostname):
         return None
     host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
     default = 443 if parts.scheme == "https" else 80

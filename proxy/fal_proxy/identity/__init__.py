@@ -48,7 +48,7 @@ def credential_of(request: Request) -> str | None:
         return None
     if len(lines) > 1:
         return ""
-    scheme, _, credential = lines[0].partition(b" ")
+    scheme, _, credential = lines[0].replace(b"\t", b" ").partition(b" ")
     if scheme.lower() not in (b"bearer", b"key"):
         return None
     return credential.strip().decode("latin-1")

@@ -93,7 +93,7 @@ def read(path: Path) -> list[KeyRecord]:
         tables = tomllib.loads(path.read_text("utf-8")).get("keys", {})
     except FileNotFoundError:
         return []
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # ValueError: no UTF-8, no TOML, a number without end
         raise KeyFileError(f"{path.name} is no TOML: {error}") from error
     if not isinstance(tables, dict):
         raise KeyFileError(f"{path.name}: `keys` must be a table")
@@ -121,7 +121,10 @@ def add(path: Path, name: str, plan: str) -> str:
         document = tomlkit.parse(path.read_text("utf-8")) if path.exists() else tomlkit.document()
         table = tomlkit.table()
         table.update({"hash": hash_of(key), "plan": plan, "created": datetime.now(UTC).replace(microsecond=0)})
-        document.setdefault("keys", tomlkit.table(is_super_table=True))[name] = table
+        try:
+            document.setdefault("keys", tomlkit.table(is_super_table=True))[name] = table
+        except ValueError as error:
+            raise KeyFileError(f"{path.name}: write `keys` as [keys.NAME] tables, not in braces") from error
         _replace(path, tomlkit.dumps(document))
     return key
 

@@ -11,6 +11,7 @@ from fal_proxy.exchange import Kind, Target
 # Kinds that spend money name an endpoint and need a glob; reads follow the request they belong to.
 _GLOBBED = frozenset([Kind.RUN, Kind.STREAM, Kind.SUBMIT])
 _GLOB = re.compile(r"[A-Za-z0-9\-._~!$&'()*+=:@%]+(?:/[A-Za-z0-9\-._~!$&'()*+=:@%]+)*")
+_ESCAPE = re.compile(r"%[0-9A-Fa-f]{2}")
 
 
 class Globs:
@@ -28,15 +29,19 @@ class Globs:
 def _translate(glob: str) -> str:
     if not _GLOB.fullmatch(glob):
         raise ValueError(f"{glob!r} is no endpoint glob such as fal-ai/flux/**")
-    pattern = ""
-    for position, segment in enumerate(glob.split("/")):
+    segments = _ESCAPE.sub(lambda match: match.group().upper(), glob).split("/")
+    if set(segments) == {"**"}:
+        return r"[^/]+(?:/[^/]+)*"
+    pattern, joint = "", ""
+    for segment in segments:
         if segment == "**":
-            pattern += r"(?:/[^/]+)*" if position else r"[^/]+(?:/[^/]+)*"
+            # Before the first plain segment the slash follows, after it the slash leads: any number includes none.
+            pattern += "(?:/[^/]+)*" if joint else "(?:[^/]+/)*"
         elif "**" in segment:
             raise ValueError(f"{glob!r}: ** must be a whole segment")
         else:
             one = "[^/]+" if segment == "*" else re.escape(segment).replace(r"\*", "[^/]*")
-            pattern += ("/" if position else "") + one
+            pattern, joint = pattern + joint + one, "/"
     return pattern
 
 

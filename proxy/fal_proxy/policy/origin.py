@@ -20,7 +20,7 @@ class Site:
         if public_url and self.origin is None:
             raise ValueError("server.public_url must be http[s]://host[:port]")
         self._listed = frozenset(_listed_origin(origin) for origin in origins)
-        names = [host.lower() for host in hosts]
+        names = [_host_name(host) for host in hosts]
         if not names and self.origin:
             names = [_split_port(self.origin.partition("://")[2])[0]]
         self._hosts = None if not names or "*" in names else frozenset(names)
@@ -78,6 +78,13 @@ def _listed_origin(origin: str) -> str:
     if origin_of(origin) != origin:
         raise ValueError(f"cors.origins: {origin!r} is no exact origin such as https://app.example.com")
     return origin
+
+
+def _host_name(host: str) -> str:
+    name = host.lower()
+    if name != "*" and (origin_of(f"http://{name}") != f"http://{name}" or _split_port(name)[1]):
+        raise ValueError(f"{host!r} is no host name: no scheme, no port, IPv6 in brackets")
+    return name
 
 
 def _split_port(authority: str) -> tuple[str, str]:

@@ -1,0 +1,150 @@
+"""Endpoint globs, and what a plan opens for each kind of request."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from fal_proxy.errors import Refusal
+from fal_proxy.exchange import Kind, Target
+from fal_proxy.policy.endpoints import Globs, permit
+from fal_proxy.policy.plans import compile_plan, plan_of
+from fal_proxy.settings import Plan
+
+MATCHES = [
+    ("fal-ai/flux", "fal-ai/flux", True, "itself"),
+    ("fal-ai/flux", "fal-ai/flux/dev", False, "a plain glob is one endpoint"),
+    ("fal-ai/flux", "fal-ai/flux2", False, "no prefix of a segment"),
+    ("fal-ai/flux", "xfal-ai/flux", False, "no suffix of a segment"),
+    ("fal-ai/flux", "FAL-AI/flux", False, "fal tells cases apart"),
+    ("fal-ai/*", "fal-ai/flux", True, "one segment"),
+    ("fal-ai/*", "fal-ai/flux/dev", False, "one segment only"),
+    ("fal-ai/*", "fal-ai", False, "exactly one segment"),
+    ("*/flux", "fal-ai/flux", True, "one segment in front"),
+    ("fal-ai/*/dev", "fal-ai/flux/dev", True, "one segment inside"),
+    ("fal-ai/*/dev", "fal-ai/dev", False, "not without it"),
+    ("fal-ai/flux-*", "fal-ai/flux-pro", True, "part of a segment"),
+    ("fal-ai/flux-*", "fal-ai/flux-pro/v1", False, "a star never crosses a slash"),
+    ("fal-ai/flux/**", "fal-ai/flux", True, "x/** also matches x"),
+    ("fal-ai/flux/**", "fal-ai/flux/dev", True, "one more"),
+    ("fal-ai/flux/**", "fal-ai/flux/dev/image-to-image", True, "two more"),
+    ("fal-ai/flux/**", "fal-ai/fluxx", False, "the boundary is a slash"),
+    ("fal-ai/flux/**", "other/fal-ai/flux", False, "anchored in front"),
+    ("fal-ai/**/lora", "fal-ai/lora", True, "any number includes none"),
+    ("fal-ai/**/lora", "fal-ai/a/b/lora", True, "two inside"),
+    ("fal-ai/**/lora", "fal-ai/alora", False, "the boundary is a slash"),
+    ("**/dev", "fal-ai/flux/dev", True, "two in front"),
+    ("**/flux/dev", "flux/dev", True, "none in front"),
+    ("**/dev", "fal-ai/xdev", False, "the boundary is a slash"),
+    ("**", "fal-ai/flux/dev", True, "everything"),
+    ("**/**", "fal-ai/flux", True, "everything, said twice"),
+    ("a.b/c+d", "a.b/c+d", True, "characters of regular expressions mean themselves"),
+    ("a.b/c", "axb/c", False, "as above"),
+    ("a/b|c", None, False, "not a character of a path"),
+    ("a/(b)", "a/(b)", True, "parentheses mean themselves"),
+    ("a/%c3%a9", "a/%C3%A9", True, "escapes are compared in upper case"),
+    ("a/%C3%A9", "a/%C3%A9", True, "as above"),
+]
+
+
+@pytest.mark.parametrize(("glob", "endpoint_id", "matches", "reason"), MATCHES)
+def test_glob_matches_segment_by_segment(glob: str, endpoint_id: str | None, matches: bool, reason: str) -> None:
+    if endpoint_id is None:
+        with pytest.raises(ValueError):
+            Globs([glob])
+    else:
+        assert Globs([glob]).match(endpoint_id) is matches, reason
+        assert Globs(["never/this", glob]).match(endpoint_id) is matches, "one of several"
+
+
+def test_no_globs_open_nothing() -> None:
+    assert not Globs([]).match("fal-ai/flux")
+    assert not Globs([]).match("")
+
+
+MALFORMED = [
+    ("", "empty"),
+    ("/fal-ai/flux", "a leading slash"),
+    ("fal-ai/flux/", "a trailing slash"),
+    ("fal-ai//flux", "an empty segment"),
+    ("fal-ai/flux?x", "a query"),
+    ("fal-ai/flux dev", "a space"),
+    ("fal-ai/flux\n", "a line end"),
+    ("fal-ai/flux**", "** beside something"),
+    ("fal-ai/***", "three stars"),
+    ("fal-ai/[ab]", "sets are unknown"),
+    ("fal-ai/{a,b}", "alternatives are unknown"),
+    ("fal-ai/é", "not ASCII"),
+]
+
+
+@pytest.mark.parametrize(("glob", "reason"), MALFORMED)
+def test_malformed_glob_is_named(glob: str, reason: str) -> None:
+    with pytest.raises(ValueError) as caught:
+        Globs(["a/b", glob])
+    assert repr(glob) in str(caught.value), reason
+
+
+def _target(kind: Kind, endpoint_id: str = "", webhook: bytes | None = None) -> Target:
+    return Target(b"fal.run", b"/x", None, kind, endpoint_id, webhook=webhook)
+
+
+FLUX = Globs(["fal-ai/flux/**"])
+PERMITTED = [
+    (_target(Kind.RUN, "fal-ai/flux/dev"), "direct", None, "opened"),
+    (_target(Kind.STREAM, "fal-ai/flux/dev"), "direct", None, "opened"),
+    (_target(Kind.SUBMIT, "fal-ai/flux"), "direct", None, "opened"),
+    (_target(Kind.RUN, "fal-ai/veo"), "direct", "endpoint_denied", "not opened"),
+    (_target(Kind.STREAM, "fal-ai/veo"), "direct", "endpoint_denied", "not opened"),
+    (_target(Kind.SUBMIT, "fal-ai/veo"), "direct", "endpoint_denied", "not opened"),
+    (_target(Kind.STATUS, "fal-ai/veo"), "direct", None, "reads follow their request"),
+    (_target(Kind.STATUS_STREAM, "fal-ai/veo"), "direct", None, "as above"),
+    (_target(Kind.RESULT, "fal-ai/veo"), "direct", None, "as above"),
+    (_target(Kind.CANCEL, "fal-ai/veo"), "direct", None, "as above"),
+    (_target(Kind.TOKEN), "direct", "mode_off", "a fal token would bypass everything"),
+    (_target(Kind.UPLOAD_TOKEN), "direct", "mode_off", "as above"),
+    (_target(Kind.UPLOAD_INITIATE), "direct", None, "the browser uploads with a signed URL"),
+    (_target(Kind.UPLOAD_INITIATE), "off", "mode_off", "no uploads"),
+    (_target(Kind.SUBMIT, "fal-ai/flux", b"https://x"), "direct", "webhook_denied", "results would leave"),
+    (_target(Kind.SUBMIT, "fal-ai/flux", b""), "direct", "webhook_denied", "even an empty one"),
+    (_target(Kind.SUBMIT, "fal-ai/veo", b"https://x"), "direct", "endpoint_denied", "the endpoint comes first"),
+]
+
+
+@pytest.mark.parametrize(("target", "storage_mode", "refused", "reason"), PERMITTED)
+def test_plan_opens_what_it_lists_and_reads_follow(
+    target: Target, storage_mode: str, refused: str | None, reason: str
+) -> None:
+    if refused is None:
+        permit(target, "free", FLUX, storage_mode=storage_mode)
+        return
+    with pytest.raises(Refusal) as caught:
+        permit(target, "free", FLUX, storage_mode=storage_mode)
+    assert caught.value.error_type == refused, reason
+
+
+def test_refused_endpoint_and_plan_are_named() -> None:
+    with pytest.raises(Refusal, match=re.escape("plan 'free' does not open fal-ai/veo")):
+        permit(_target(Kind.RUN, "fal-ai/veo"), "free", FLUX, storage_mode="direct")
+
+
+def test_plan_is_compiled_with_lower_case_fields() -> None:
+    plan = compile_plan("free", Plan(endpoints=("a/b",), methods=("POST", "GET"), allow_headers=("X-Fal-Tags",)))
+    assert (plan.name, plan.methods) == ("free", frozenset(["POST", "GET"]))
+    assert plan.allow_headers == frozenset([b"x-fal-tags"])
+    assert plan.globs.match("a/b")
+
+
+@pytest.mark.parametrize("name", ["authorization", "x-fal-user-id", "", "x-fal-\u2603"])
+def test_field_outside_the_list_cannot_be_opened(name: str) -> None:
+    with pytest.raises(ValueError, match="x-fal-store-io"):
+        compile_plan("free", Plan(allow_headers=(name,)))
+
+
+def test_unknown_plan_denies() -> None:
+    plans = {"free": compile_plan("free", Plan())}
+    assert plan_of(plans, "free").name == "free"
+    with pytest.raises(Refusal) as caught:
+        plan_of(plans, "gone")
+    assert caught.value.error_type == "endpoint_denied"

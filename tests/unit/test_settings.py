@@ -1,0 +1,299 @@
+"""Settings from flag, environment, file and default; every mistake by its path, all at once; secrets unseen."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from fal_proxy.app import create_app
+from fal_proxy.settings import (
+    Finding,
+    Plan,
+    Secret,
+    Settings,
+    config_path,
+    fal_key,
+    origin_of,
+    signing_secrets,
+)
+from fal_proxy.upstream.connection import Connection
+from fal_proxy.upstream.dial import Dialer, Origin
+from fal_proxy.upstream.engine import Call, Engine
+from fal_proxy.upstream.pool import Pool
+from support.proxied import FAL_KEY, FAL_KEY_ID, FAL_KEY_SECRET, SIGNING_SECRET, open_settings
+
+# What the contract's page on settings says, for the keys that exist.
+DEFAULTS = {
+    "mount": "/api/fal/proxy",
+    "server": {
+        "host": "127.0.0.1",
+        "port": 8080,
+        "public_url": "",
+        "hosts": [],
+        "trusted_proxies": [],
+        "max_body_bytes": 10485760,
+    },
+    "upstream": {"connect_seconds": 5, "head_seconds": 60, "body_idle_seconds": 900},
+    "cors": {"origins": []},
+    "identity": {"sources": [], "key": {"file": "users.toml"}, "anonymous": {"plan": "default"}},
+    "plans": {},
+    "storage": {"mode": "direct"},
+}
+
+
+def load(tmp_path: Path, text: str = "", environ: Mapping[str, str] | None = None) -> tuple[Settings, list[Finding]]:
+    """Load a file with this text."""
+    file = tmp_path / "fal-proxy.toml"
+    file.write_text(text)
+    return Settings.load(file, environ or {})
+
+
+def plain(settings: msgspec.Struct) -> Any:
+    """Return settings as JSON knows them."""
+    return msgspec.json.decode(msgspec.json.encode(settings))
+
+
+def paths(findings: list[Finding]) -> list[str]:
+    """Return where the errors are."""
+    assert all(finding.level == "error" for finding in findings)
+    return [finding.path for finding in findings]
+
+
+def test_defaults_are_the_contracts(tmp_path: Path) -> None:
+    settings, findings = load(tmp_path)
+    assert plain(settings) == DEFAULTS
+    assert findings == []
+    assert plain(Plan()) == {"endpoints": [], "methods": ["POST"], "allow_headers": []}
+
+
+def test_file_replaces_defaults_and_environment_replaces_the_file(tmp_path: Path) -> None:
+    text = "[server]\nport = 1\nhost = 'file'\n[upstream]\nhead_seconds = 7"
+    settings, findings = load(
+        tmp_path, text, {"FAL_PROXY_SERVER__PORT": "2", "FAL_PROXY_CORS__ORIGINS": '["https://a"]'}
+    )
+    assert findings == []
+    assert (settings.server.port, settings.server.host) == (2, "file")
+    assert settings.upstream.head_seconds == 7
+    assert settings.cors.origins == ("https://a",)
+    assert settings.server.max_body_bytes == 10485760
+
+
+ENVIRONMENT: list[tuple[str, str, list[str], Any]] = [
+    ("FAL_PROXY_MOUNT", "/x", ["mount"], "/x"),
+    ("FAL_PROXY_SERVER__PUBLIC_URL", "https://p.example", ["server", "public_url"], "https://p.example"),
+    ("FAL_PROXY_SERVER__HOST", "1234", ["server", "host"], "1234"),
+    ("FAL_PROXY_SERVER__HOSTS", '["a", "b"]', ["server", "hosts"], ["a", "b"]),
+    ("FAL_PROXY_SERVER", '{"port": 3}', ["server", "port"], 3),
+    ("FAL_PROXY_UPSTREAM__HEAD_SECONDS", "0.5", ["upstream", "head_seconds"], 0.5),
+    ("FAL_PROXY_IDENTITY__SOURCES", '["anonymous", "key"]', ["identity", "sources"], ["anonymous", "key"]),
+    ("FAL_PROXY_IDENTITY__KEY__FILE", "k.toml", ["identity", "key", "file"], "k.toml"),
+    ("FAL_PROXY_PLANS__FREE__ENDPOINTS", '["a/*"]', ["plans", "free", "endpoints"], ["a/*"]),
+    ("FAL_PROXY_PLANS", '{"free": {"methods": ["GET"]}}', ["plans", "free", "methods"], ["GET"]),
+    ("FAL_PROXY_STORAGE__MODE", "off", ["storage", "mode"], "off"),
+    ("FAL_PROXY_STORAGE__MODE", '"off"', ["storage", "mode"], "off"),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "where", "expected"), ENVIRONMENT)
+def test_variable_sets_the_setting_that_it_names(
+    name: str, value: str, where: list[str], expected: object, tmp_path: Path
+) -> None:
+    settings, findings = load(tmp_path, "", {name: value})
+    found = plain(settings)
+    for key in where:
+        found = found[key]
+    assert (found, findings) == (expected, [])
+
+
+def test_deeper_variable_replaces_a_part_of_a_shallower_one(tmp_path: Path) -> None:
+    environ = {"FAL_PROXY_SERVER__PORT": "2", "FAL_PROXY_SERVER": '{"port": 1, "host": "h"}'}
+    settings, findings = load(tmp_path, "", environ)
+    assert (settings.server.port, settings.server.host, findings) == (2, "h", [])
+
+
+def test_variables_beside_the_settings_are_no_findings(tmp_path: Path) -> None:
+    names = ["FAL_PROXY_SECRET", "FAL_PROXY_SECRET_FILE", "FAL_PROXY_UPSTREAM", "FAL_PROXY_CONFIG", "FAL_KEY", "PATH"]
+    assert load(tmp_path, "", dict.fromkeys(names, "x"))[1] == []
+
+
+MISTAKES = [
+    ("prot = 1", {}, ["prot"], "unknown at the top"),
+    ("[servre]\nport = 1", {}, ["servre"], "unknown table"),
+    ("[server]\nprot = 1", {}, ["server.prot"], "unknown in a table"),
+    ("[identity.jwt]\nissuer = 'x'", {}, ["identity.jwt"], "not offered by this version"),
+    ("total_budget = '1/day'", {}, ["total_budget"], "as above"),
+    ("[plans.default]\nsubmit = '20/minute'", {}, ["plans.default.submit"], "as above"),
+    ("[state]\nurl = 'memory://'", {}, ["state"], "as above"),
+    ("[server]\nport = '1'", {}, ["server.port"], "a string is no number"),
+    ("[server]\nport = true", {}, ["server.port"], "nor is a boolean"),
+    ("[server]\nhosts = 'a'", {}, ["server.hosts"], "one is no list"),
+    ("[server]\nhosts = ['a', 1]", {}, ["server.hosts"], "one wrong member"),
+    ("plans = 1", {}, ["plans"], "no table"),
+    ("[plans]\ndefault = 1", {}, ["plans.default"], "no table"),
+    ("[[server]]\nport = 1", {}, ["server"], "a list of tables"),
+    ("[identity]\nsources = ['oauth']", {}, ["identity.sources"], "unknown source"),
+    ("[storage]\nmode = 'relay'", {}, ["storage.mode"], "not offered by this version"),
+    ("[plans.x]\nmethods = ['HEAD']", {}, ["plans.x.methods"], "not a method that a plan may open"),
+    ("[server]\nport = 2026-01-01", {}, ["server.port"], "a date is no number"),
+    ("", {"FAL_PROXY_PROT": "1"}, ["FAL_PROXY_PROT"], "unknown variable"),
+    ("", {"FAL_PROXY_SERVER__PROT": "1"}, ["FAL_PROXY_SERVER__PROT"], "unknown in a section"),
+    ("", {"FAL_PROXY_SERVER__PORT__X": "1"}, ["FAL_PROXY_SERVER__PORT__X"], "below a value"),
+    ("", {"FAL_PROXY_": "1"}, ["FAL_PROXY_"], "no name at all"),
+    ("", {"FAL_PROXY_SERVER__PORT": "a"}, ["server.port"], "a word is no number"),
+    ("", {"FAL_PROXY_SERVER__PORT": ""}, ["server.port"], "nor is nothing"),
+    ("", {"FAL_PROXY_SERVER__HOSTS": "a,b"}, ["server.hosts"], "lists are JSON"),
+    ("", {"FAL_PROXY_SERVER__HOSTS": "[" * 100_000}, ["server.hosts"], "deep nesting"),
+    ("", {"FAL_PROXY_SERVER__HOSTS": '["\udcff"]'}, ["server.hosts"], "bytes that are no UTF-8"),
+    ("", {"FAL_PROXY_SERVER": "1"}, ["server"], "no table"),
+]
+
+
+@pytest.mark.parametrize(("text", "environ", "expected", "reason"), MISTAKES)
+def test_mistake_is_named_by_its_path(
+    text: str, environ: dict[str, str], expected: list[str], reason: str, tmp_path: Path
+) -> None:
+    settings, findings = load(tmp_path, text, environ)
+    assert paths(findings) == expected, reason
+    assert settings.server == Settings().server, "a mistake leaves the default in place"
+
+
+def test_all_mistakes_are_found_at_once(tmp_path: Path) -> None:
+    text = "x = 1\n[server]\nport = 'a'\nhost = 1\ny = 2\n[plans.a]\nz = 3\nmethods = 4\n[storage]\nmode = 'no'"
+    _, findings = load(tmp_path, text, {"FAL_PROXY_NO": "", "FAL_PROXY_CORS__ORIGINS": "1"})
+    expected = ["FAL_PROXY_NO", "x", "server.port", "server.host", "server.y", "plans.a.z", "plans.a.methods"]
+    assert sorted(paths(findings)) == sorted([*expected, "storage.mode", "cors.origins"])
+
+
+UNREADABLE = [
+    (b"[server", "no TOML"),
+    (b"a = 1\na = 2", "a key twice"),
+    (b"mount = '\xff'", "no UTF-8"),
+    (b"x = " + b"[" * 100_000, "deep nesting"),
+    (b"[server]\nport = " + b"1" * 5000, "a number without end"),
+]
+
+
+@pytest.mark.parametrize(("content", "reason"), UNREADABLE)
+def test_unreadable_file_is_one_finding_with_its_name(content: bytes, reason: str, tmp_path: Path) -> None:
+    file = tmp_path / "own.toml"
+    file.write_bytes(content)
+    settings, findings = Settings.load(file, {})
+    assert paths(findings) == [str(file)], reason
+    assert settings == Settings()
+
+
+def test_only_the_default_file_may_be_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert Settings.load(None, {}) == (Settings(), [])
+    missing = str(tmp_path / "missing.toml")
+    assert Settings.load(missing, {})[1] == [Finding("error", missing, "no such file")]
+    assert Settings.load(None, {"FAL_PROXY_CONFIG": missing})[1] == [Finding("error", missing, "no such file")]
+    assert paths(Settings.load(tmp_path, {})[1]) == [str(tmp_path)], "a folder is no file"
+
+
+def test_flag_names_the_file_before_the_environment_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for number, name in enumerate(["fal-proxy.toml", "environment.toml", "flag.toml"]):
+        (tmp_path / name).write_text(f"[server]\nport = {number}")
+    environ = {"FAL_PROXY_CONFIG": "environment.toml"}
+    assert Settings.load(None, {})[0].server.port == 0
+    assert Settings.load(None, environ)[0].server.port == 1
+    assert Settings.load("flag.toml", environ)[0].server.port == 2
+    assert config_path("flag.toml", environ) == Path("flag.toml")
+
+
+KEYS = [
+    ({}, None),
+    ({"FAL_KEY": "a:b"}, "a:b"),
+    ({"FAL_KEY": " a:b\n"}, "a:b"),
+    ({"FAL_KEY": "", "FAL_KEY_ID": "i", "FAL_KEY_SECRET": "s"}, "i:s"),
+    ({"FAL_KEY": "a:b", "FAL_KEY_ID": "i", "FAL_KEY_SECRET": "s"}, "a:b"),
+    ({"FAL_KEY_SECRET": "s"}, None),
+]
+
+
+@pytest.mark.parametrize(("environ", "expected"), KEYS)
+def test_fal_key_comes_whole_or_in_halves(environ: dict[str, str], expected: str | None) -> None:
+    key = fal_key(environ)
+    assert (key.reveal() if key else None) == expected
+
+
+def test_signing_secrets_come_oldest_first_from_variable_or_file(tmp_path: Path) -> None:
+    old, new = "o" * 16, "n" * 16
+    file = tmp_path / "secrets"
+    file.write_text(f"{old}\n{new}\n")
+    for environ in ({"FAL_PROXY_SECRET": f" {old}, {new},"}, {"FAL_PROXY_SECRET_FILE": str(file)}):
+        findings: list[Finding] = []
+        assert [secret.reveal() for secret in signing_secrets(environ, findings)] == [old, new]
+        assert findings == []
+
+
+def test_short_secret_and_missing_file_are_findings_without_the_secret(tmp_path: Path) -> None:
+    findings: list[Finding] = []
+    signing_secrets({"FAL_PROXY_SECRET": "s" * 16 + ",shortcanary"}, findings)
+    signing_secrets({"FAL_PROXY_SECRET_FILE": str(tmp_path / "none")}, findings)
+    assert paths(findings) == ["FAL_PROXY_SECRET", "FAL_PROXY_SECRET_FILE"]
+    assert "shortcanary" not in str(findings)
+
+
+ORIGINS = [
+    ("https://a.example", "https://a.example", "the plain form"),
+    ("https://a.example/", "https://a.example", "a root path"),
+    ("HTTPS://A.Example:443", "https://a.example", "case and default port"),
+    ("http://a.example:80", "http://a.example", "default port"),
+    ("https://a.example:80", "https://a.example:80", "another scheme's default"),
+    ("http://[::1]:8080", "http://[::1]:8080", "IPv6"),
+    ("http://my_service:1", "http://my_service:1", "names of containers"),
+    ("https://a.example/app", None, "a path"),
+    ("https://a.example?x", None, "a query"),
+    ("https://a.example#x", None, "a fragment"),
+    ("https://u@a.example", None, "a user"),
+    ("ftp://a.example", None, "another scheme"),
+    ("a.example", None, "no scheme"),
+    ("https://", None, "no host"),
+    ("https://a.example:99999", None, "no port"),
+    ("https://*.example", None, "no pattern"),
+    ("https://m\u00fcnchen.example", None, "browsers send punycode"),
+    ("https://a b.example", None, "a space"),
+    ("null", None, "what sandboxed pages send"),
+    ("*", None, "no star"),
+]
+
+
+@pytest.mark.parametrize(("url", "origin", "reason"), ORIGINS)
+def test_origin_is_read_in_the_form_that_browsers_send(url: str, origin: str | None, reason: str) -> None:
+    assert origin_of(url) == origin, reason
+
+
+def test_secret_can_be_neither_printed_nor_formatted_nor_moved() -> None:
+    secret = Secret("canary")
+    shown = [str(secret), repr(secret), f"{secret}", f"{secret!r:>40}", f"{secret:>40}", str([secret])]
+    assert all("canary" not in text for text in shown)
+    assert not hasattr(secret, "__dict__")
+    for move in (pickle.dumps, copy.copy, copy.deepcopy):
+        with pytest.raises(TypeError):
+            move(secret)
+    with pytest.raises(TypeError):
+        msgspec.json.encode({"key": secret})
+    assert Secret("canary") != Secret("canary"), "comparing is no way to learn it"
+
+
+async def test_no_repr_of_what_the_proxy_is_made_of_holds_the_key(tmp_path: Path) -> None:
+    settings = open_settings(tmp_path)
+    app = create_app(settings, environ={"FAL_PROXY_SECRET": SIGNING_SECRET}, key=FAL_KEY)
+    engine = Engine(Dialer(1))
+    call = Call(Connection(), Origin("https", "fal.run", 443), Pool(), reused=False)
+    gateway = next(value for name, value in vars(app).items() if name == "_gateway")
+    sources = gateway.identities._sources
+    shown = " ".join(repr(part) for part in [settings, app, vars(app), gateway, engine, call, *sources])
+    shown += " ".join(str(vars(source)) for source in sources if hasattr(source, "__dict__"))
+    assert "Secret(…)" in shown, "the gateway holds the key, and shows that it does"
+    assert FAL_KEY_ID not in shown
+    assert FAL_KEY_SECRET not in shown
+    app.close()

@@ -51,17 +51,16 @@ class App:
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = read_request(scope)
+        own = scope.get("extensions", {}).get(EXTENSION, {})
         below = request.path[len(self._mount) :] if request.path.startswith(self._mount) else None
         if below is not None and below[:1] in (b"", b"/"):
             try:
-                await self._gateway.handle(request, receive, send)
+                await self._gateway.handle(request, receive, send, own.get("on_departure"))
             except Reset:
-                reset = scope.get("extensions", {}).get(EXTENSION, {}).get("reset")
+                reset = own.get("reset")
                 if reset is None:
                     raise  # the server must cut the connection: an answer without an end is an error of the app
                 reset()
-                while (await receive())["type"] != "http.disconnect":
-                    pass
         else:
             await self._beside(request, send)
 
@@ -69,7 +68,7 @@ class App:
         """Answer what lies outside the mount."""
         reply = Reply(send)
         try:
-            self._gateway.site.judge_host(request)
+            self._gateway.judge_host(request, reply)
             if request.path not in (b"/healthz", b"/readyz"):
                 raise Refusal("not_found", f"nothing is here; the proxy lives at {self._mount.decode()}")
             if request.method not in ("GET", "HEAD"):

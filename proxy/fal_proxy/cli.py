@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import secrets
 import sys
@@ -132,6 +133,8 @@ def dev(port: int) -> None:
 def emulate(host: str, port: int, public_url: str | None, speed: float, seed: int | None, faults: str) -> None:
     """Serve an offline fal: every host below one port, /<host>/<path>."""
     emulator = _emulator()
+    if not math.isfinite(speed):
+        raise click.BadParameter("must be a finite number", param_hint="--speed")
     try:
         parsed = emulator.parse_faults(faults)
     except ValueError as error:

@@ -16,15 +16,14 @@ from dataclasses import dataclass
 from fal_proxy import headers as fields
 from fal_proxy._version import __version__
 from fal_proxy.errors import ClientGone, Refusal, render
-from fal_proxy.exchange import Addressed, Caller, Request, Target
+from fal_proxy.exchange import Addressed, Request, Target
 from fal_proxy.headers import Headers
 from fal_proxy.identity import Identities
-from fal_proxy.policy.endpoints import permit
 from fal_proxy.policy.origin import Site, judge_cross_site
-from fal_proxy.policy.plans import CompiledPlan, plan_of
+from fal_proxy.policy.plans import CompiledPlan, closed_plan, permit
 from fal_proxy.policy.target import resolve
 from fal_proxy.relay.http import Outgoing, Patience, Reset, relay
-from fal_proxy.relay.inbound import Inbound, Receive, Send
+from fal_proxy.relay.inbound import Inbound, OnDeparture, Receive, Send
 from fal_proxy.settings import Secret
 from fal_proxy.upstream.credentials import authorization
 from fal_proxy.upstream.dial import Route
@@ -32,6 +31,7 @@ from fal_proxy.upstream.engine import Engine
 
 TARGET_HEADER = b"x-fal-target-url"
 _CLIENT_PROXY = (b"x-fal-client-proxy", f"fal-proxy/{__version__}".encode())
+_MAX_LENGTH_DIGITS = 18
 _ACCEPT_PLAIN = (b"accept-encoding", b"identity")
 
 _log = logging.getLogger("fal_proxy")
@@ -52,27 +52,33 @@ class Gateway:
     patience: Patience
     max_body_bytes: int
 
-    async def handle(self, request: Request, receive: Receive, send: Send) -> None:
-        """Answer one request below the mount. Raises Reset when the connection must end unclean."""
+    async def handle(
+        self, request: Request, receive: Receive, send: Send, on_departure: OnDeparture | None = None
+    ) -> None:
+        """Answer one request below the mount. Raises Reset when the connection must end unclean.
+
+        `on_departure` takes a function to call when the caller leaves, where the server can tell.
+        """
         reply = Reply(send)
         try:
-            host = self.site.judge_host(request)
-            origin = request.one(b"origin")
-            accepted = self._accept_origin(origin, host, reply)
+            accepted = self.judge_host(request, reply)
+            announced = announced_bytes(request)
             if is_preflight(request):
                 await self._answer_preflight(request, accepted, reply)
                 return
             caller = self.identities.identify(request)
             reply.cookie = caller.set_cookie
-            plan = plan_of(self.plans, caller.plan)
+            plan = self.plans.get(caller.plan) or closed_plan(caller.plan)
             addressed = address(request, self.mount)
             target = resolve(addressed.raw, request.method, plan.methods)
             judge_cross_site(caller, request, origin_accepted=accepted, header_form=addressed.header_form)
-            permit(target, plan.name, plan.globs, storage_mode=self.storage_mode)
-            outgoing = self._prepare(request, target, plan, caller)
-            inbound = Inbound(receive, self.max_body_bytes)
+            permit(target, plan, storage_mode=self.storage_mode)
+            outgoing = self._prepare(request, target, plan, announced)
+            inbound = Inbound(receive, self.max_body_bytes, on_departure)
             await relay(self.engine, outgoing, inbound, send, reply.head, self.patience)
         except Refusal as refusal:
+            if reply.started:
+                raise Reset(refusal.detail) from refusal
             await reply.refuse(refusal)
         except ClientGone:
             pass
@@ -85,16 +91,23 @@ class Gateway:
                 raise
             await reply.refuse(Refusal("internal_error", "a fault of the proxy; its log says more"))
 
-    def _accept_origin(self, origin: bytes | None, host: str, reply: Reply) -> bool | None:
-        """Say whether the page's origin is ours or listed (None: there is none), and settle the answer's CORS fields."""
+    def judge_host(self, request: Request, reply: Reply) -> bool | None:
+        """Judge the Host, settle the answer's CORS fields, and say whether the page's origin is accepted (None: no page).
+
+        A page that the operator lists may read even that it used a wrong name; what is ours depends on the name.
+        """
+        origin = request.one(b"origin")
+        text = "" if origin is None else origin.decode("latin-1")
+        listed = self.site.is_listed(text)
+        if listed:
+            reply.cors = fields.cors(origin, ours=False)
+        host = self.site.judge_host(request)
         if origin is None:
             return None
-        text = origin.decode("latin-1")
-        ours = self.site.is_ours(text, host)
-        if ours or self.site.is_listed(text):
-            reply.cors = fields.cors(origin, ours=ours)
+        if self.site.is_ours(text, host):
+            reply.cors = fields.cors(origin, ours=True)
             return True
-        return False
+        return listed
 
     async def _answer_preflight(self, request: Request, accepted: bool | None, reply: Reply) -> None:
         if not accepted:
@@ -104,19 +117,17 @@ class Gateway:
         granted = fields.preflight(request.one(b"access-control-request-headers") or b"")
         if granted is None:
             raise Refusal("bad_request", "Access-Control-Request-Headers is no list of header names")
-        await reply.head(204, granted)
-        await reply.send({"type": "http.response.body", "body": b""})
+        await reply.empty(204, granted)
 
-    def _prepare(self, request: Request, target: Target, plan: CompiledPlan, caller: Caller) -> Outgoing:
+    def _prepare(self, request: Request, target: Target, plan: CompiledPlan, announced: int | None) -> Outgoing:
         """Build the upstream request: the caller's fields by allow-list, ours after them, the key last."""
-        announced, has_body = body_of(request)
         if announced is not None and announced > self.max_body_bytes and target.kind.traits.json_body:
             raise Refusal("body_too_large", f"the body exceeds {self.max_body_bytes} bytes (server.max_body_bytes)")
         request.one(b"content-type")
         origin, path_and_query = self.route.to(target.host, target.path_and_query)
         passed = fields.to_upstream(request.headers, optional=plan.allow_headers)
         passed += [_ACCEPT_PLAIN, _CLIENT_PROXY, authorization(self.key)]
-        return Outgoing(request.method.encode("ascii"), origin, path_and_query, passed, target, announced, has_body)
+        return Outgoing(request.method.encode("ascii"), origin, path_and_query, passed, target, announced)
 
 
 class Reply:
@@ -136,6 +147,11 @@ class Reply:
         """Send one of our own errors."""
         own, body = render(refusal.error_type, refusal.detail)
         await self.own(refusal.status, body, [*own, *refusal.headers])
+
+    async def empty(self, status: int, headers: Headers) -> None:
+        """Send an answer of ours without a body."""
+        await self._start(status, headers)
+        await self.send({"type": "http.response.body", "body": b""})
 
     async def own(self, status: int, body: bytes, headers: Headers | None = None) -> None:
         """Send an answer that did not come from fal; JSON."""
@@ -177,13 +193,19 @@ def address(request: Request, mount: bytes) -> Addressed:
     return Addressed(b"https:/" + below + query, header_form=False)
 
 
-def body_of(request: Request) -> tuple[int | None, bool]:
-    """Return the announced length (None: chunked) and whether there is a body at all."""
+def announced_bytes(request: Request) -> int | None:
+    """Return the body's announced length: 0 without a body, None for a chunked one.
+
+    Raises Refusal `bad_request` for a coding or a length that two parsers could read in two ways.
+    """
     length = request.one(b"content-length")
-    if any(name == b"transfer-encoding" for name, _ in request.headers):
-        return None, True
+    coding = request.one(b"transfer-encoding")
+    if coding is not None:
+        if length is not None or coding.strip().lower() != b"chunked":
+            raise Refusal("bad_request", "Transfer-Encoding must be chunked alone")
+        return None
     if length is None:
-        return 0, False
-    if not length.isdigit():
-        raise Refusal("bad_request", "Content-Length is no number")
-    return int(length), length.strip(b"0") != b""
+        return 0
+    if not length.isdigit() or len(length) > _MAX_LENGTH_DIGITS:
+        raise Refusal("bad_request", "Content-Length is no plain number")
+    return int(length)

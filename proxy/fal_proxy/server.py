@@ -1,7 +1,6 @@
 """The standalone server: sockets, uvicorn with its surprises switched off, and the end of a process.
 
-A mounted app relies on its host's server instead. What is ours here: the exact request line (ASGI drops `#…` and an
-empty `?`), a way to reset a connection, errors in our form, and the first line of stdout.
+A mounted app relies on its host's server instead. What a connection does is in `protocol`.
 """
 
 from __future__ import annotations
@@ -9,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-import struct
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -18,39 +16,12 @@ import uvicorn
 import uvloop
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from fal_proxy.app import EXTENSION
-from fal_proxy.errors import ERROR_TYPES, Misconfigured, render
+from fal_proxy.errors import Misconfigured
+from fal_proxy.protocol import HttpProtocol
 
 KEEP_ALIVE_SECONDS = 75
 DRAIN_SECONDS = 30
 BACKLOG = 2048
-_RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER, zero seconds: close() sends RST
-
-
-class HttpProtocol(HttpToolsProtocol):
-    """uvicorn's HTTP/1.1 protocol, telling the app what ASGI leaves out."""
-
-    def on_headers_complete(self) -> None:
-        """Add the request target as received, and the reset, before the app starts."""
-        extensions: dict[str, Any] = {EXTENSION: {"raw_target": self.url, "reset": self._reset}}
-        self.scope["extensions"] = extensions
-        super().on_headers_complete()
-
-    def send_400_response(self, msg: str) -> None:
-        """Answer what is not HTTP in the form of all our errors."""
-        own, body = render("bad_request", "this is not a valid HTTP/1.1 request")
-        lines = [b"HTTP/1.1 %d Bad Request" % ERROR_TYPES["bad_request"].status, b"content-type: application/json"]
-        lines += [name + b": " + value for name, value in own]
-        lines += [b"content-length: %d" % len(body), b"connection: close", b"", body]
-        self.transport.write(b"\r\n".join(lines))
-        self.transport.close()
-
-    def _reset(self) -> None:
-        sock = self.transport.get_extra_info("socket")
-        if sock is not None:
-            with contextlib.suppress(OSError):
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
-        self.transport.abort()
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,10 +53,11 @@ def bind(host: str, port: int, *, reuse_port: bool = False) -> socket.socket:
         sock.bind(address)
         sock.listen(BACKLOG)
         sock.setblocking(False)
-    except OSError as error:
+    except (OSError, UnicodeError) as error:
         if sock is not None:
             sock.close()
-        raise Misconfigured([f"cannot listen on {host} port {port}: {error.strerror or error}"]) from error
+        reason = getattr(error, "strerror", None) or "no such address"
+        raise Misconfigured([f"cannot listen on {host} port {port}: {reason}"]) from error
     return sock
 
 
@@ -151,5 +123,7 @@ class _Server(uvicorn.Server):
         if self._owns_signals:
             with super().capture_signals():
                 yield
+                # uvicorn would now raise the signal again and die of it; a drained end is exit 0.
+                self._captured_signals.clear()
         else:
             yield

@@ -8,8 +8,8 @@ import pytest
 
 from fal_proxy.errors import Refusal
 from fal_proxy.exchange import Kind, Target
-from fal_proxy.policy.endpoints import Globs, permit
-from fal_proxy.policy.plans import compile_plan, plan_of
+from fal_proxy.policy.endpoints import Globs
+from fal_proxy.policy.plans import closed_plan, compile_plan, permit
 from fal_proxy.settings import Plan
 
 MATCHES = [
@@ -90,7 +90,7 @@ def _target(kind: Kind, endpoint_id: str = "", webhook: bytes | None = None) -> 
     return Target(b"fal.run", b"/x", None, kind, endpoint_id, webhook=webhook)
 
 
-FLUX = Globs(["fal-ai/flux/**"])
+FLUX = compile_plan("free", Plan(endpoints=("fal-ai/flux/**",)))
 PERMITTED = [
     (_target(Kind.RUN, "fal-ai/flux/dev"), "direct", None, "opened"),
     (_target(Kind.STREAM, "fal-ai/flux/dev"), "direct", None, "opened"),
@@ -117,16 +117,16 @@ def test_plan_opens_what_it_lists_and_reads_follow(
     target: Target, storage_mode: str, refused: str | None, reason: str
 ) -> None:
     if refused is None:
-        permit(target, "free", FLUX, storage_mode=storage_mode)
+        permit(target, FLUX, storage_mode=storage_mode)
         return
     with pytest.raises(Refusal) as caught:
-        permit(target, "free", FLUX, storage_mode=storage_mode)
+        permit(target, FLUX, storage_mode=storage_mode)
     assert caught.value.error_type == refused, reason
 
 
 def test_refused_endpoint_and_plan_are_named() -> None:
     with pytest.raises(Refusal, match=re.escape("plan 'free' does not open fal-ai/veo")):
-        permit(_target(Kind.RUN, "fal-ai/veo"), "free", FLUX, storage_mode="direct")
+        permit(_target(Kind.RUN, "fal-ai/veo"), FLUX, storage_mode="direct")
 
 
 def test_plan_is_compiled_with_lower_case_fields() -> None:
@@ -142,9 +142,8 @@ def test_field_outside_the_list_cannot_be_opened(name: str) -> None:
         compile_plan("free", Plan(allow_headers=(name,)))
 
 
-def test_unknown_plan_denies() -> None:
-    plans = {"free": compile_plan("free", Plan())}
-    assert plan_of(plans, "free").name == "free"
-    with pytest.raises(Refusal) as caught:
-        plan_of(plans, "gone")
+@pytest.mark.parametrize("kind", [Kind.RUN, Kind.STATUS, Kind.UPLOAD_INITIATE])
+def test_plan_that_the_settings_do_not_know_opens_nothing(kind: Kind) -> None:
+    with pytest.raises(Refusal, match="no plan called 'gone'") as caught:
+        permit(_target(kind, "fal-ai/flux/dev"), closed_plan("gone"), storage_mode="direct")
     assert caught.value.error_type == "endpoint_denied"

@@ -5,11 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from fal_proxy.errors import Refusal
-from fal_proxy.exchange import Kind, Target
-
-# Kinds that spend money name an endpoint and need a glob; reads follow the request they belong to.
-_GLOBBED = frozenset([Kind.RUN, Kind.STREAM, Kind.SUBMIT])
 _GLOB = re.compile(r"[A-Za-z0-9\-._~!$&'()*+=:@%]+(?:/[A-Za-z0-9\-._~!$&'()*+=:@%]+)*")
 _ESCAPE = re.compile(r"%[0-9A-Fa-f]{2}")
 
@@ -43,18 +38,3 @@ def _translate(glob: str) -> str:
             one = "[^/]+" if segment == "*" else re.escape(segment).replace(r"\*", "[^/]*")
             pattern, joint = pattern + joint + one, "/"
     return pattern
-
-
-def permit(target: Target, plan: str, globs: Globs, *, storage_mode: str) -> None:
-    """Raise Refusal unless the plan opens the target: endpoint_denied, mode_off or webhook_denied."""
-    kind = target.kind
-    if kind in _GLOBBED and not globs.match(target.endpoint_id):
-        raise Refusal("endpoint_denied", f"plan {plan!r} does not open {target.endpoint_id}")
-    if kind is Kind.TOKEN:
-        raise Refusal("mode_off", "this proxy hands out no fal tokens")
-    if kind is Kind.UPLOAD_TOKEN:
-        raise Refusal("mode_off", "this proxy hands out no storage tokens")
-    if kind is Kind.UPLOAD_INITIATE and storage_mode == "off":
-        raise Refusal("mode_off", "uploads are off (storage.mode)")
-    if target.webhook is not None:
-        raise Refusal("webhook_denied", "client-chosen webhooks are not accepted by this proxy")

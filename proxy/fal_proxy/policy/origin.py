@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from fal_proxy.errors import Refusal
 from fal_proxy.exchange import Caller, Request
 from fal_proxy.settings import origin_of
 
+# A name or an IPv6 literal, and a numeric port: what browsers send (RFC 9110 §7.2).
+_HOST = re.compile(r"(?:[a-z0-9._~\-]+|\[[0-9a-f:.]+\])(?::[0-9]{1,5})?")
 _DEFAULT_PORTS = {"http": "80", "https": "443"}
 
 
@@ -29,7 +32,7 @@ class Site:
         """Return the request's Host. Raises Refusal: bad_request without exactly one, misdirected_host for others'."""
         value = request.one(b"host")
         host = (value or b"").decode("latin-1").strip().lower()
-        if not host or any(char in host for char in "/@\\, \t"):
+        if not _HOST.fullmatch(host):
             raise Refusal("bad_request", "a request needs exactly one plain Host field")
         if self._hosts is not None and _split_port(host)[0] not in self._hosts:
             raise Refusal("misdirected_host", "this name is not one that the proxy answers to (server.hosts)")

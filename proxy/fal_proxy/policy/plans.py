@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 from fal_proxy.errors import Refusal
+from fal_proxy.exchange import Kind, Target
 from fal_proxy.headers import OPTIONAL_UP
 from fal_proxy.policy.endpoints import Globs
 from fal_proxy.settings import Plan
+
+# Kinds that spend money name an endpoint and need a glob; reads follow the request they belong to.
+_GLOBBED = frozenset([Kind.RUN, Kind.STREAM, Kind.SUBMIT])
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +22,7 @@ class CompiledPlan:
     globs: Globs
     methods: frozenset[str]
     allow_headers: frozenset[bytes]
+    known: bool = True  # to the settings
 
 
 def compile_plan(name: str, plan: Plan) -> CompiledPlan:
@@ -29,9 +33,23 @@ def compile_plan(name: str, plan: Plan) -> CompiledPlan:
     return CompiledPlan(name, Globs(plan.endpoints), frozenset(plan.methods), allowed)
 
 
-def plan_of(plans: Mapping[str, CompiledPlan], name: str) -> CompiledPlan:
-    """Return the caller's plan. Raises Refusal `endpoint_denied` for a plan that the settings do not know."""
-    plan = plans.get(name)
-    if plan is None:
-        raise Refusal("endpoint_denied", f"there is no plan called {name!r}")
-    return plan
+def closed_plan(name: str) -> CompiledPlan:
+    """Return the plan of a caller whose plan the settings do not know: it opens nothing."""
+    return CompiledPlan(name, Globs(()), frozenset(["POST"]), frozenset(), known=False)
+
+
+def permit(target: Target, plan: CompiledPlan, *, storage_mode: str) -> None:
+    """Raise Refusal unless the plan opens the target: endpoint_denied, mode_off or webhook_denied."""
+    kind = target.kind
+    if not plan.known:
+        raise Refusal("endpoint_denied", f"there is no plan called {plan.name!r}")
+    if kind in _GLOBBED and not plan.globs.match(target.endpoint_id):
+        raise Refusal("endpoint_denied", f"plan {plan.name!r} does not open {target.endpoint_id}")
+    if kind is Kind.TOKEN:
+        raise Refusal("mode_off", "this proxy hands out no fal tokens")
+    if kind is Kind.UPLOAD_TOKEN:
+        raise Refusal("mode_off", "this proxy hands out no storage tokens")
+    if kind is Kind.UPLOAD_INITIATE and storage_mode == "off":
+        raise Refusal("mode_off", "uploads are off (storage.mode)")
+    if target.webhook is not None:
+        raise Refusal("webhook_denied", "client-chosen webhooks are not accepted by this proxy")

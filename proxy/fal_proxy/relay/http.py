@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from fal_proxy.errors import ClientGone, FalProxyError, Refusal, UpstreamCut, UpstreamError, UpstreamInvalid
 from fal_proxy.exchange import Kind, Target, Traits
@@ -58,10 +58,9 @@ class Outgoing:
     method: bytes
     origin: Origin
     path_and_query: bytes
-    headers: Headers
+    headers: Headers = field(repr=False)  # the fal key is among them
     target: Target
-    announced_bytes: int | None  # the caller's Content-Length; None: chunked
-    has_body: bool
+    announced_bytes: int | None  # by the caller; 0: no body, None: chunked
 
 
 class Reset(FalProxyError):
@@ -104,8 +103,12 @@ def refusal_for(error: UpstreamError, traits: Traits) -> Refusal:
 
 
 async def _first_bytes(outgoing: Outgoing, inbound: Inbound) -> bytes:
-    if outgoing.has_body and outgoing.target.kind.traits.json_body:
-        return await inbound.read_first(JSON_WHOLE_BYTES)
+    announced = outgoing.announced_bytes
+    if announced != 0 and outgoing.target.kind.traits.json_body:
+        first = await inbound.read_first(JSON_WHOLE_BYTES)
+        if inbound.complete and announced not in (None, len(first)):
+            raise Refusal("bad_request", "the body is not as long as its Content-Length says")
+        return first
     inbound.complete = True  # a body that the kind does not know is not read
     return b""
 
@@ -234,7 +237,7 @@ async def _answer(call: Call, head: Head, whole: _Whole, send: Send, respond: Re
         [field for field in head.headers if field[0] != b"content-length"] if whole.ended or bodiless else head.headers
     )
     if whole.ended:
-        await respond(head.status, [*fields, (b"content-length", b"%d" % len(whole.body))])
+        await respond(head.status, fields if bodiless else [*fields, (b"content-length", b"%d" % len(whole.body))])
         await send({"type": "http.response.body", "body": whole.body})
         return
     await respond(head.status, fields)
@@ -246,7 +249,7 @@ async def _answer(call: Call, head: Head, whole: _Whole, send: Send, respond: Re
             if characters is not None and not (data := characters.feed(data)):
                 continue
             await send({"type": "http.response.body", "body": data, "more_body": True})
-    except UpstreamError as error:
+    except (UpstreamError, Refusal) as error:  # a Refusal: the body that was still going up broke its cap
         if characters is not None and (rest := characters.rest()):
             await send({"type": "http.response.body", "body": rest, "more_body": True})
         raise Reset(error.detail) from error

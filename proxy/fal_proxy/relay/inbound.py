@@ -12,6 +12,7 @@ from fal_proxy.errors import ClientGone, Refusal
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
+OnDeparture = Callable[[Callable[[], None]], None]  # registers what to call when the caller leaves
 
 # How far the watcher reads ahead of a slow upstream, so that a departure behind these bytes is still seen.
 LOOKAHEAD_BYTES = 256 * 1024
@@ -24,8 +25,10 @@ class Inbound:
     until `close`: whatever happens upstream, a caller that leaves is seen at once.
     """
 
-    def __init__(self, receive: Receive, max_bytes: int) -> None:
+    def __init__(self, receive: Receive, max_bytes: int, on_departure: OnDeparture | None = None) -> None:
+        """Take `on_departure` where the server can tell of a departure behind bytes that nobody receives yet."""
         self._receive = receive
+        self._on_departure = on_departure
         self._max_bytes = max_bytes
         self._chunks: deque[bytes] = deque()
         self._buffered = 0
@@ -59,6 +62,8 @@ class Inbound:
         """Start watching; end it with `close`."""
         self._changed, self._room = asyncio.Event(), asyncio.Event()
         self._task = asyncio.get_running_loop().create_task(self._watch(self._changed, self._room))
+        if self._on_departure is not None:
+            self._on_departure(self._left)
 
     async def read(self) -> bytes:
         """Return the next body bytes, b"" at the end. Raises ClientGone, Refusal `body_too_large`."""
@@ -79,11 +84,6 @@ class Inbound:
             await self._changed.wait()
             self._changed.clear()
 
-    async def departure(self) -> None:
-        """Return when the caller has left."""
-        if self._task is not None:
-            await asyncio.wait([self._task])
-
     def close(self) -> None:
         """Stop watching."""
         self.on_gone = None
@@ -94,10 +94,7 @@ class Inbound:
         while True:
             message = await self._receive()
             if message["type"] == "http.disconnect":
-                self.gone = True
-                changed.set()
-                if self.on_gone is not None:
-                    self.on_gone()
+                self._left()
                 return
             if self.complete or self._refusal is not None:
                 continue
@@ -115,6 +112,14 @@ class Inbound:
             while self._buffered > LOOKAHEAD_BYTES:
                 room.clear()
                 await room.wait()
+
+    def _left(self) -> None:
+        if not self.gone:
+            self.gone = True
+            if self._changed is not None:
+                self._changed.set()
+            if self.on_gone is not None:
+                self.on_gone()
 
     def _count(self, size: int) -> None:
         self._total += size

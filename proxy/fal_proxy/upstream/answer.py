@@ -19,6 +19,7 @@ from fal_proxy.headers import Headers, values
 
 MAX_HEAD_BYTES = 32 * 1024
 MAX_FRAMING_BYTES = 64 * 1024
+_MAX_LENGTH_DIGITS = 18
 
 
 class Head(NamedTuple):
@@ -112,6 +113,9 @@ class Answer:
         chunked = [coding.strip().lower() for coding in codings] == [b"chunked"]
         if codings and (not chunked or self._parser.get_http_version() == "1.0"):
             self._fault = "the answer's transfer coding is not plain chunked"
+            return
+        if lengths and len(lengths[0]) > _MAX_LENGTH_DIGITS:
+            self._fault = "the answer's length is no plain number"
             return
         if not self._parser.should_keep_alive() or (status == 204 and (codings or lengths)):
             self.reusable = False

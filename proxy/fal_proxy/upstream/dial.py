@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import os
+import re
 import socket
 import ssl
 from collections.abc import Awaitable, Callable
@@ -23,6 +24,7 @@ from fal_proxy.upstream.connection import Connection
 
 Address = tuple[socket.AddressFamily, str, int]
 
+_BASE_PATH = re.compile(r"[A-Za-z0-9\-._~/]*")
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 _UNICAST = ipaddress.ip_network("2000::/3")  # all that IANA allocates; Python calls much beyond it global
 
@@ -51,7 +53,8 @@ class Route:
         self._base: tuple[Origin, bytes] | None = None
         if override:
             parts = urlsplit(override)
-            if origin_of(f"{parts.scheme}://{parts.netloc}") is None or parts.query or parts.fragment:
+            plain = _BASE_PATH.fullmatch(parts.path) and not (parts.query or parts.fragment)
+            if origin_of(f"{parts.scheme}://{parts.netloc}") is None or not plain:
                 raise ValueError("must be http[s]://host[:port][/base]")
             port = parts.port or (443 if parts.scheme == "https" else 80)
             self._base = (

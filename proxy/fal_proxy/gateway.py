@@ -1,6 +1,6 @@
 """The spine: one request from its first byte to its last, in the order in which it is judged.
 
-    identify  →  resolve target  →  origin  →  policy  →  send  →  relay
+    identify  →  resolve target  →  origin  →  policy  →  input  →  send  →  relay
 
 Every stage is a function that returns a value or raises a Refusal with a reason; no stage knows another. The first
 failure answers. What a caller is told about a page's origin comes before what they are told about endpoints, and
@@ -20,6 +20,7 @@ from fal_proxy.exchange import Addressed, Caller, Request, Target
 from fal_proxy.headers import Headers
 from fal_proxy.identity import Identities
 from fal_proxy.policy.endpoints import permit
+from fal_proxy.policy.inputs import InputRules, carries_input, judge_shape
 from fal_proxy.policy.origin import Site, judge_cross_site
 from fal_proxy.policy.plans import CompiledPlan, plan_of
 from fal_proxy.policy.target import resolve
@@ -45,6 +46,7 @@ class Gateway:
     site: Site
     identities: Identities
     plans: Mapping[str, CompiledPlan]
+    inputs: InputRules
     storage_mode: str
     engine: Engine
     route: Route
@@ -71,6 +73,8 @@ class Gateway:
             permit(target, plan.name, plan.globs, storage_mode=self.storage_mode)
             outgoing = self._prepare(request, target, plan, caller)
             inbound = Inbound(receive, self.max_body_bytes)
+            if carries_input(target) and self.inputs.applies(target.endpoint_id):
+                outgoing = outgoing.rebuilt(await self._judge_input(request, target, inbound))
             await relay(self.engine, outgoing, inbound, send, reply.head, self.patience)
         except Refusal as refusal:
             await reply.refuse(refusal)
@@ -106,6 +110,11 @@ class Gateway:
             raise Refusal("bad_request", "Access-Control-Request-Headers is no list of header names")
         await reply.head(204, granted)
         await reply.send({"type": "http.response.body", "body": b""})
+
+    async def _judge_input(self, request: Request, target: Target, inbound: Inbound) -> bytes:
+        """Read the whole body, whatever it calls itself, and return the one to send. Nothing has been dialled yet."""
+        judge_shape(target, request)
+        return self.inputs.judge(target.endpoint_id, await inbound.read_first(self.max_body_bytes))
 
     def _prepare(self, request: Request, target: Target, plan: CompiledPlan, caller: Caller) -> Outgoing:
         """Build the upstream request: the caller's fields by allow-list, ours after them, the key last."""

@@ -10,6 +10,8 @@ from fal_proxy.exchange import Kind, Target
 
 # Kinds that spend money name an endpoint and need a glob; reads follow the request they belong to.
 _GLOBBED = frozenset([Kind.RUN, Kind.STREAM, Kind.SUBMIT])
+# Escapes of characters that a path may also write plainly: `a%2Bb` and `a+b` name one endpoint.
+_SECOND_SPELLING = re.compile(r"%(?:2[14-9AB]|3[AD]|40)", re.IGNORECASE)
 _GLOB = re.compile(r"[A-Za-z0-9\-._~!$&'()*+=:@%]+(?:/[A-Za-z0-9\-._~!$&'()*+=:@%]+)*")
 
 
@@ -23,6 +25,15 @@ class Globs:
     def match(self, endpoint_id: str) -> bool:
         """Say whether any glob covers the endpoint."""
         return self._pattern.fullmatch(endpoint_id) is not None
+
+
+def spelled_plainly(endpoint: str) -> str:
+    """Return the one spelling of an endpoint id or glob that restrictions and prices compare.
+
+    A plan opens exactly what it says. What limits or bills an endpoint must hold however a caller spells it, so there
+    letters are folded to lower case and needless escapes undone.
+    """
+    return _SECOND_SPELLING.sub(lambda match: chr(int(match.group()[1:], 16)), endpoint).lower()
 
 
 def _translate(glob: str) -> str:

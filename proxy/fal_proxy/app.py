@@ -15,6 +15,7 @@ from fal_proxy.identity import Identities, Source
 from fal_proxy.identity.anonymous import Anonymous
 from fal_proxy.identity.key import UserKeys
 from fal_proxy.identity.network import TrustedProxies
+from fal_proxy.policy.inputs import InputRules
 from fal_proxy.policy.origin import Site
 from fal_proxy.policy.plans import compile_plan
 from fal_proxy.relay.http import Patience, Reset
@@ -135,6 +136,7 @@ def create_app(
             site=site,
             identities=Identities([sources[name] for name in settings.identity.sources]),
             plans={name: compile_plan(name, plan) for name, plan in settings.plans.items()},
+            inputs=InputRules(settings.inputs),
             storage_mode=settings.storage.mode,
             engine=Engine(Dialer(settings.upstream.connect_seconds)),
             route=Route(environ.get(ENV_UPSTREAM)),

@@ -13,13 +13,14 @@ from pathlib import Path
 
 from fal_proxy.identity.key import KeyFileError, KeyRecord, read
 from fal_proxy.identity.network import TrustedProxies
+from fal_proxy.loading import Finding
+from fal_proxy.policy import inputs
 from fal_proxy.policy.endpoints import Globs
 from fal_proxy.policy.origin import Site
 from fal_proxy.policy.plans import compile_plan
 from fal_proxy.settings import (
     ENV_SECRET,
     ENV_UPSTREAM,
-    Finding,
     Plan,
     Secret,
     Settings,
@@ -74,6 +75,9 @@ def examine(
     _judge_values(report)
     _judge_secrets(report, environ, key or fal_key(environ))
     _judge_plans(report)
+    for index, rule in enumerate(report.settings.inputs):
+        for fault in inputs.faults(rule):
+            report.error(f"inputs[{index}]", fault)
     _judge_sources(report, config_path(config, environ).parent)
     return report
 

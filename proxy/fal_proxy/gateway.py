@@ -1,6 +1,6 @@
 """The spine: one request from its first byte to its last, in the order in which it is judged.
 
-    identify  →  resolve target  →  origin  →  policy  →  send  →  relay
+    identify  →  resolve target  →  origin  →  policy  →  input  →  send  →  relay
 
 Every stage is a function that returns a value or raises a Refusal with a reason; no stage knows another. The first
 failure answers. What a caller is told about a page's origin comes before what they are told about endpoints, and
@@ -19,6 +19,7 @@ from fal_proxy.errors import ClientGone, Refusal, render
 from fal_proxy.exchange import Addressed, Request, Target
 from fal_proxy.headers import Headers
 from fal_proxy.identity import Identities
+from fal_proxy.policy.inputs import InputRules, carries_input, judge_shape
 from fal_proxy.policy.origin import Site, judge_cross_site
 from fal_proxy.policy.plans import CompiledPlan, closed_plan, permit
 from fal_proxy.policy.target import resolve
@@ -45,6 +46,7 @@ class Gateway:
     site: Site
     identities: Identities
     plans: Mapping[str, CompiledPlan]
+    inputs: InputRules
     storage_mode: str
     engine: Engine
     route: Route
@@ -74,7 +76,9 @@ class Gateway:
             judge_cross_site(caller, request, origin_accepted=accepted, header_form=addressed.header_form)
             permit(target, plan, storage_mode=self.storage_mode)
             outgoing = self._prepare(request, target, plan, announced)
-            inbound = Inbound(receive, self.max_body_bytes, on_departure)
+            inbound = Inbound(receive, self.max_body_bytes, announced, on_departure)
+            if carries_input(target) and self.inputs.applies(target.endpoint_id):
+                outgoing = outgoing.rebuilt(await self._judge_input(request, target, inbound))
             await relay(self.engine, outgoing, inbound, send, reply.head, self.patience)
         except Refusal as refusal:
             if reply.started:
@@ -118,6 +122,11 @@ class Gateway:
         if granted is None:
             raise Refusal("bad_request", "Access-Control-Request-Headers is no list of header names")
         await reply.empty(204, granted)
+
+    async def _judge_input(self, request: Request, target: Target, inbound: Inbound) -> bytes:
+        """Read the whole body, whatever it calls itself, and return the one to send. Nothing has been dialled yet."""
+        judge_shape(target, request)
+        return self.inputs.judge(target.endpoint_id, await inbound.read_first(self.max_body_bytes))
 
     def _prepare(self, request: Request, target: Target, plan: CompiledPlan, announced: int | None) -> Outgoing:
         """Build the upstream request: the caller's fields by allow-list, ours after them, the key last."""

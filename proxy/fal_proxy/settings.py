@@ -1,4 +1,4 @@
-"""Settings: TOML and environment into frozen structs. Every mistake is named by its path, and all are found at once.
+"""Settings: what can be decided about a deployment, as frozen structs.
 
 Precedence is flag, environment, file, default. The structs below are the one list of settings; the loader, `check`
 and the documentation test derive from them. Secrets come from the environment only and cannot be printed.
@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import os
 import re
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 import msgspec
+
+from fal_proxy.loading import Finding, build, overlay, read_file
 
 DEFAULT_CONFIG = "fal-proxy.toml"
 KIB = 1024
@@ -25,21 +26,9 @@ ENV_SECRET = "FAL_PROXY_SECRET"  # noqa: S105 -- the name of the variable, not a
 ENV_SECRET_FILE = "FAL_PROXY_SECRET_FILE"  # noqa: S105 -- as above
 ENV_UPSTREAM = "FAL_PROXY_UPSTREAM"
 ENV_CONFIG = "FAL_PROXY_CONFIG"
-_ENV_PREFIX = "FAL_PROXY_"
 _ENV_RESERVED = frozenset([ENV_SECRET, ENV_SECRET_FILE, ENV_UPSTREAM, ENV_CONFIG])
 MIN_SECRET_BYTES = 16
 _HOST_NAME = re.compile(r"[a-z0-9._\-]+|[0-9a-f:.]+")  # the second: IPv6, without its brackets
-
-
-class Finding(NamedTuple):
-    """One thing that is wrong or worth knowing about a configuration; `path` is the setting or variable at fault."""
-
-    level: Literal["error", "warning"]
-    path: str
-    message: str
-
-    def __str__(self) -> str:
-        return f"{self.level}: {self.path}: {self.message}"
 
 
 class Secret:
@@ -137,6 +126,17 @@ class Plan(_Section, frozen=True):
     ] = ()
 
 
+class InputRule(_Section, frozen=True):
+    """`[[inputs]]`: what may be asked of the endpoints that match; fields are top-level fields of the JSON input."""
+
+    endpoint: Annotated[str, says("glob of the endpoints that this rule concerns; all that match apply, in order")] = ""
+    reject: Annotated[tuple[str, ...], says("fields that a caller may not send (422)")] = ()
+    default: Annotated[dict[str, Any], says("values inserted when absent, before `clamp`")] = {}
+    clamp: Annotated[dict[str, tuple[int | float, int | float]], says("`[min, max]` of numbers; others are 422")] = {}
+    force: Annotated[dict[str, Any], says("values set whatever the caller sent")] = {}
+    drop: Annotated[tuple[str, ...], says("fields removed")] = ()
+
+
 class Storage(_Section, frozen=True):
     """`[storage]`: uploads that the browser sends to fal's CDN with a signed URL."""
 
@@ -152,6 +152,7 @@ class Settings(_Section, frozen=True):
     cors: Cors = Cors()
     identity: Identity = Identity()
     plans: dict[str, Plan] = msgspec.field(default_factory=dict)
+    inputs: tuple[InputRule, ...] = ()
     storage: Storage = Storage()
 
     @classmethod
@@ -164,93 +165,15 @@ class Settings(_Section, frozen=True):
         """
         environ = os.environ if environ is None else environ
         findings: list[Finding] = []
-        raw = _read_file(config, environ, findings)
-        _overlay(raw, environ, findings)
-        return _build(cls, raw, "", findings), findings
+        named = bool(config or environ.get(ENV_CONFIG))
+        raw = read_file(config_path(config, environ), may_be_missing=not named, findings=findings)
+        overlay(cls, raw, environ, _ENV_RESERVED, findings)
+        return build(cls, raw, "", findings), findings
 
 
 def config_path(config: str | Path | None, environ: Mapping[str, str]) -> Path:
     """Return the file that `Settings.load` reads; paths inside it are relative to its folder."""
     return Path(config or environ.get(ENV_CONFIG) or DEFAULT_CONFIG)
-
-
-def _read_file(config: str | Path | None, environ: Mapping[str, str], findings: list[Finding]) -> dict[str, Any]:
-    path = config_path(config, environ)
-    try:
-        return tomllib.loads(path.read_text("utf-8"))
-    except FileNotFoundError:
-        if config or environ.get(ENV_CONFIG):
-            findings.append(Finding("error", str(path), "no such file"))
-    except (OSError, ValueError, RecursionError) as error:  # ValueError: no UTF-8, no TOML, a number without end
-        findings.append(Finding("error", str(path), f"cannot be read: {error}"))
-    return {}
-
-
-def _overlay(raw: dict[str, Any], environ: Mapping[str, str], findings: list[Finding]) -> None:
-    """Lay `FAL_PROXY_SECTION__KEY` variables over the file's tables."""
-    for name in sorted(environ):
-        if not name.startswith(_ENV_PREFIX) or name in _ENV_RESERVED:
-            continue
-        keys = name[len(_ENV_PREFIX) :].lower().split("__")
-        leaf = _leaf_type(Settings, keys)
-        if leaf is None:
-            findings.append(Finding("error", name, "no such setting"))
-            continue
-        value: Any = environ[name]
-        if leaf is not str:
-            try:
-                value = msgspec.json.decode(value)
-            except (msgspec.DecodeError, UnicodeEncodeError, RecursionError):
-                # A bare word is what people write for one of a few names; the type check below judges it.
-                pass
-        table = raw
-        for key in keys[:-1]:
-            inner = table.setdefault(key, {})
-            if not isinstance(inner, dict):
-                inner = table[key] = {}
-            table = inner
-        table[keys[-1]] = value
-
-
-def _leaf_type(kind: Any, keys: list[str]) -> Any:
-    """Return the type of the setting that `keys` name, or None."""
-    for key in keys:
-        if get_origin(kind) is dict:
-            kind = get_args(kind)[1]
-        elif isinstance(kind, type) and issubclass(kind, msgspec.Struct):
-            kind = get_type_hints(kind).get(key)
-        else:
-            return None
-    return kind
-
-
-def _build(kind: Any, raw: Any, path: str, findings: list[Finding]) -> Any:
-    """Convert one table, field by field, so that one mistake does not hide the next."""
-    if not isinstance(raw, dict):
-        findings.append(Finding("error", path, "must be a table"))
-        return kind()
-    hints = get_type_hints(kind)
-    values: dict[str, Any] = {}
-    for key, value in raw.items():
-        where = f"{path}.{key}" if path else key
-        hint = hints.get(key)
-        if hint is None:
-            findings.append(Finding("error", where, "no such setting"))
-        elif isinstance(hint, type) and issubclass(hint, msgspec.Struct):
-            values[key] = _build(hint, value, where, findings)
-        elif get_origin(hint) is dict:
-            table = value if isinstance(value, dict) else {}
-            if table is not value:
-                findings.append(Finding("error", where, "must be a table"))
-            values[key] = {
-                name: _build(get_args(hint)[1], item, f"{where}.{name}", findings) for name, item in table.items()
-            }
-        else:
-            try:
-                values[key] = msgspec.convert(value, hint, strict=True)
-            except (msgspec.ValidationError, UnicodeEncodeError, RecursionError) as error:
-                findings.append(Finding("error", where, str(error)))
-    return kind(**values)
 
 
 def fal_key(environ: Mapping[str, str]) -> Secret | None:

@@ -11,6 +11,7 @@ from typing import Annotated, get_args, get_origin, get_type_hints
 import msgspec
 
 from fal_proxy.errors import ERROR_TYPES
+from fal_proxy.loading import section_in
 from fal_proxy.settings import Settings
 
 README = Path(__file__).resolve().parents[2] / "README.md"
@@ -30,10 +31,9 @@ def _walk(kind: type[msgspec.Struct], prefix: str) -> Iterator[tuple[str, str, s
     defaults = kind()
     for name, annotated in get_type_hints(kind, include_extras=True).items():
         hint, *extras = get_args(annotated) if get_origin(annotated) is Annotated else (annotated,)
-        if get_origin(hint) is dict:
-            yield from _walk(get_args(hint)[1], f"{prefix}{name}.NAME.")
-        elif isinstance(hint, type) and issubclass(hint, msgspec.Struct):
-            yield from _walk(hint, f"{prefix}{name}.")
+        if section := section_in(hint):
+            shape, inner = section
+            yield from _walk(inner, prefix + name + {dict: ".NAME.", tuple: "[].", None: "."}[shape])
         else:
             yield prefix + name, json.dumps(getattr(defaults, name)), extras[0].description
 

@@ -12,8 +12,8 @@ import msgspec
 import pytest
 
 from fal_proxy.app import create_app
+from fal_proxy.loading import Finding
 from fal_proxy.settings import (
-    Finding,
     Plan,
     Secret,
     Settings,
@@ -44,6 +44,7 @@ DEFAULTS = {
     "identity": {"sources": [], "key": {"file": "users.toml"}, "anonymous": {"plan": "default"}},
     "plans": {},
     "storage": {"mode": "direct"},
+    "inputs": [],
 }
 
 

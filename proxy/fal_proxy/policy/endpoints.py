@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+# Escapes of characters that a path may also write plainly: `a%2Bb` and `a+b` name one endpoint.
+_SECOND_SPELLING = re.compile(r"%(?:2[14-9AB]|3[AD]|40)", re.IGNORECASE)
 _GLOB = re.compile(r"[A-Za-z0-9\-._~!$&'()*+=:@%]+(?:/[A-Za-z0-9\-._~!$&'()*+=:@%]+)*")
 _ESCAPE = re.compile(r"%[0-9A-Fa-f]{2}")
 
@@ -21,10 +23,23 @@ class Globs:
         return self._pattern.fullmatch(endpoint_id) is not None
 
 
+def spelled_plainly(endpoint: str) -> str:
+    """Return the one spelling of an endpoint id or glob that restrictions and prices compare.
+
+    A plan opens exactly what it says. What limits or bills an endpoint must hold however a caller spells it, so there
+    letters are folded to lower case and needless escapes undone.
+    """
+    return _upper_escapes(_SECOND_SPELLING.sub(lambda match: chr(int(match.group()[1:], 16)), endpoint).lower())
+
+
+def _upper_escapes(text: str) -> str:
+    return _ESCAPE.sub(lambda match: match.group().upper(), text)
+
+
 def _translate(glob: str) -> str:
     if not _GLOB.fullmatch(glob):
         raise ValueError(f"{glob!r} is no endpoint glob such as fal-ai/flux/**")
-    segments = _ESCAPE.sub(lambda match: match.group().upper(), glob).split("/")
+    segments = _upper_escapes(glob).split("/")
     if set(segments) == {"**"}:
         return r"[^/]+(?:/[^/]+)*"
     pattern, joint = "", ""

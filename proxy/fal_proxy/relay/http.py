@@ -3,7 +3,8 @@
 What must never happen here, and where it is prevented:
 
 - A malformed or oversized request reaches fal: up to JSON_WHOLE_BYTES of a JSON body are read before anything is
-  dialled (`_first_bytes`); what is longer streams, and a breach of the cap on the way ends the upload unfinished.
+  dialled (`_first_bytes`); what is longer streams, and a breach of the cap on the way ends the upload unfinished. A
+  body that policy judged was read whole before it came here and goes up as policy rebuilt it.
 - Work goes on for nobody: from the first dial to the last byte a watcher holds the caller's `receive()`; a departure
   aborts the upstream call at once. A submit that was sent whole is the exception: its answer is read to the end, for
   at most DEPARTED_SECONDS, because a paid job that nobody knows of helps nobody.
@@ -21,7 +22,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from fal_proxy.errors import ClientGone, FalProxyError, Refusal, UpstreamCut, UpstreamError, UpstreamInvalid
 from fal_proxy.exchange import Kind, Target, Traits
@@ -61,6 +62,12 @@ class Outgoing:
     headers: Headers = field(repr=False)  # the fal key is among them
     target: Target
     announced_bytes: int | None  # by the caller; 0: no body, None: chunked
+    judged: bytes | None = None  # a JSON body of ours instead of the caller's, of which nothing is left to read
+
+    def rebuilt(self, body: bytes) -> Outgoing:
+        """Return the request with this JSON body, called JSON, instead of the caller's."""
+        kept = [pair for pair in self.headers if pair[0] != b"content-type"]
+        return replace(self, headers=[(b"content-type", b"application/json"), *kept], judged=body)
 
 
 class Reset(FalProxyError):
@@ -103,12 +110,10 @@ def refusal_for(error: UpstreamError, traits: Traits) -> Refusal:
 
 
 async def _first_bytes(outgoing: Outgoing, inbound: Inbound) -> bytes:
-    announced = outgoing.announced_bytes
-    if announced != 0 and outgoing.target.kind.traits.json_body:
-        first = await inbound.read_first(JSON_WHOLE_BYTES)
-        if inbound.complete and announced not in (None, len(first)):
-            raise Refusal("bad_request", "the body is not as long as its Content-Length says")
-        return first
+    if outgoing.judged is not None:
+        return outgoing.judged
+    if outgoing.announced_bytes != 0 and outgoing.target.kind.traits.json_body:
+        return await inbound.read_first(JSON_WHOLE_BYTES)
     inbound.complete = True  # a body that the kind does not know is not read
     return b""
 

@@ -25,9 +25,14 @@ class Inbound:
     until `close`: whatever happens upstream, a caller that leaves is seen at once.
     """
 
-    def __init__(self, receive: Receive, max_bytes: int, on_departure: OnDeparture | None = None) -> None:
-        """Take `on_departure` where the server can tell of a departure behind bytes that nobody receives yet."""
+    def __init__(
+        self, receive: Receive, max_bytes: int, announced: int | None, on_departure: OnDeparture | None = None
+    ) -> None:
+        """Take the announced length (None: chunked), and `on_departure` where the server can tell of a departure
+        behind bytes that nobody receives yet.
+        """
         self._receive = receive
+        self._announced = announced
         self._on_departure = on_departure
         self._max_bytes = max_bytes
         self._chunks: deque[bytes] = deque()
@@ -44,7 +49,7 @@ class Inbound:
     async def read_first(self, limit_bytes: int) -> bytes:
         """Return the body up to about `limit_bytes`; `complete` says whether that is all of it.
 
-        Raises ClientGone, and Refusal `body_too_large` beyond the cap.
+        Raises ClientGone, and Refusal: `body_too_large` beyond the cap, `bad_request` for another length than announced.
         """
         parts: list[bytes] = []
         while not self.complete and self._total <= limit_bytes:
@@ -56,6 +61,8 @@ class Inbound:
                 parts.append(body)
             self._count(len(body))
             self.complete = not message.get("more_body", False)
+        if self.complete and self._announced not in (None, self._total):
+            raise Refusal("bad_request", "the body is not as long as its Content-Length says")
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def watch(self) -> None:

@@ -1,0 +1,185 @@
+"""What a job costs: `[prices]`, budgets and their periods. Pure.
+
+Money is exact: USD are fractions as the settings spell them, amounts are integer micro-dollars, rounded up once per job.
+Knows no store and no clock.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from decimal import Decimal
+from fractions import Fraction
+from typing import Any, NamedTuple
+
+from fal_proxy.policy.endpoints import Globs, spelled_plainly
+from fal_proxy.policy.inputs import denied, is_number
+
+MICROUSD = 1_000_000
+MAX_UNITS = 10_000
+PERIODS = ("hour", "day", "week", "month", "total")
+
+_UNITS = re.compile(rb"[0-9]{1,12}(?:\.[0-9]{1,8})?")
+_BUDGET = re.compile(r"(?P<usd>[0-9]{1,9}(?:\.[0-9]{1,6})?)/(?P<period>" + "|".join(PERIODS) + ")")
+_TABLE_KEYS = frozenset(["usd", "reserve_units", "units_from"])
+_HOUR_SECONDS = 3600
+_DAY_SECONDS = 86400
+_MONDAY = 3  # day 0 of Unix time was a Thursday: three days after a Monday
+
+
+@dataclass(frozen=True, slots=True)
+class Price:
+    """The price of one endpoint."""
+
+    usd: Fraction  # per unit
+    reserve_units: Fraction = Fraction(1)
+    units_from: str | None = None  # the field of the input that says how many units a job will be
+
+
+class Prices:
+    """The price list of one deployment, compiled once at start."""
+
+    def __init__(self, prices: Mapping[str, object]) -> None:
+        """Compile `[prices]` as TOML gives it; raise ValueError with one sentence for the first malformed entry."""
+        for fault in faults(prices):
+            raise ValueError(fault)
+        compiled = {spelled_plainly(name): _price(value) for name, value in prices.items()}
+        self._default = compiled.pop("default", None)
+        self._exact = {name: price for name, price in compiled.items() if "*" not in name}
+        globs = sorted((name for name in compiled if "*" in name), key=len, reverse=True)
+        self._globs = [(Globs([name]), compiled[name]) for name in globs]
+
+    def price_of(self, endpoint_id: str) -> Price | None:
+        """Return the price by exact id, else by the longest matching glob, else the default; None without any."""
+        plain = spelled_plainly(endpoint_id)
+        if (price := self._exact.get(plain)) is not None:
+            return price
+        return next((price for globs, price in self._globs if globs.match(plain)), self._default)
+
+    def needs_input(self, endpoint_id: str) -> bool:
+        """Say whether the price depends on the input, so that the body must be read whole."""
+        price = self.price_of(endpoint_id)
+        return price is not None and price.units_from is not None
+
+
+def reservation_microusd(price: Price, given: Mapping[str, Any]) -> int:
+    """Return what to set aside for a job with this input. Raises Refusal `input_denied`."""
+    name = price.units_from
+    if name is None or name not in given:
+        return _rounded_up(price.usd * price.reserve_units)
+    units = given[name]
+    if not (is_number(units) and 0 <= units <= MAX_UNITS):
+        raise denied(f"{name} must be a number from 0 to {MAX_UNITS}: the price depends on it")
+    return _rounded_up(price.usd * _exact(units))
+
+
+def charge_microusd(price: Price, units: Decimal) -> int:
+    """Return what a job of this many billed units costs."""
+    return _rounded_up(price.usd * Fraction(units))
+
+
+def parse_units(lines: Sequence[bytes]) -> Decimal | None:
+    """Return the units that the lines of `x-fal-billable-units` say; None unless one plain line says them."""
+    if len(lines) != 1 or not _UNITS.fullmatch(lines[0]):
+        return None
+    return Decimal(lines[0].decode("ascii"))
+
+
+class Budget(NamedTuple):
+    """So much per period; a period that ends starts anew."""
+
+    limit_microusd: int
+    period: str
+
+
+def parse_budget(text: str) -> Budget:
+    """Return the budget that `AMOUNT/(hour|day|week|month|total)` spells, AMOUNT in USD. Raises ValueError."""
+    match = _BUDGET.fullmatch(text)
+    if match is None:
+        raise ValueError(f"{text!r} is no budget such as 1.00/day; periods: {', '.join(PERIODS)}")
+    return Budget(int(Fraction(match["usd"]) * MICROUSD), match["period"])
+
+
+class Bounds(NamedTuple):
+    """One period of a kind: its number, which only grows, and its end in Unix seconds (None: it has none)."""
+
+    number: int
+    resets_at: int | None
+
+
+def period_bounds(period: str, now_seconds: float) -> Bounds:
+    """Return the period that a moment of Unix time falls into, in UTC; weeks start on Monday."""
+    now = math.floor(now_seconds)
+    days = now // _DAY_SECONDS
+    if period == "hour":
+        hours = now // _HOUR_SECONDS
+        return Bounds(hours, (hours + 1) * _HOUR_SECONDS)
+    if period == "day":
+        return Bounds(days, (days + 1) * _DAY_SECONDS)
+    if period == "week":
+        weeks = (days + _MONDAY) // 7
+        return Bounds(weeks, ((weeks + 1) * 7 - _MONDAY) * _DAY_SECONDS)
+    if period == "month":
+        date = datetime.fromtimestamp(now, UTC)
+        months = date.year * 12 + date.month - 1
+        end = datetime((months + 1) // 12, (months + 1) % 12 + 1, 1, tzinfo=UTC)
+        return Bounds(months, int(end.timestamp()))
+    if period == "total":
+        return Bounds(0, None)
+    raise ValueError(f"{period!r} is none of {', '.join(PERIODS)}")
+
+
+def faults(prices: Mapping[str, object]) -> Iterator[str]:
+    """Say in one sentence each what is wrong with a price list."""
+    spellings: dict[str, str] = {}
+    for name, value in prices.items():
+        plain = spelled_plainly(name)
+        if plain in spellings:
+            yield f"{name}: is {spellings[plain]} in another spelling"
+        spellings.setdefault(plain, name)
+        if name != "default":
+            try:
+                Globs([name, plain])
+            except ValueError as error:
+                yield str(error)
+        yield from (f"{name}: {fault}" for fault in _faults_of_price(value))
+
+
+def _faults_of_price(value: object) -> Iterator[str]:
+    if not isinstance(value, dict):
+        if not _is_amount(value):
+            yield "must be USD per unit, zero or more, or a table with usd"
+        return
+    for key in value.keys() - _TABLE_KEYS:
+        yield f"{key}: no such key; there are {', '.join(sorted(_TABLE_KEYS))}"
+    if not _is_amount(value.get("usd")):
+        yield "usd: must be a number, zero or more"
+    if not _is_amount(value.get("reserve_units", 1)):
+        yield "reserve_units: must be a number, zero or more"
+    units_from = value.get("units_from", "any")
+    if not isinstance(units_from, str) or not units_from or "." in units_from:
+        yield "units_from: must name a top-level field of the input"
+
+
+def _price(value: Any) -> Price:
+    if not isinstance(value, dict):
+        return Price(_exact(value))
+    return Price(_exact(value["usd"]), _exact(value.get("reserve_units", 1)), value.get("units_from"))
+
+
+def _is_amount(value: object) -> bool:
+    if isinstance(value, Decimal):
+        return value.is_finite() and value >= 0
+    return is_number(value) and 0 <= value < math.inf
+
+
+def _exact(value: float | Decimal) -> Fraction:
+    """Return the number as it was spelled: a float stands for the shortest decimal that means it."""
+    return Fraction(repr(value)) if isinstance(value, float) else Fraction(value)
+
+
+def _rounded_up(usd: Fraction) -> int:
+    return math.ceil(usd * MICROUSD)

@@ -1,7 +1,7 @@
 """Settings: TOML and environment into frozen structs. Every mistake is named by its path, and all are found at once.
 
 Precedence is flag, environment, file, default. The structs below are the one list of settings; the loader, `check`
-and the documentation test derive from them. Secrets come from the environment only and cannot be printed.
+and the documentation test derive from them. Secrets are no settings: `environment` reads them.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ MIB = 1024 * KIB
 # What the environment holds beside the settings themselves.
 ENV_SECRET = "FAL_PROXY_SECRET"  # noqa: S105 -- the name of the variable, not a secret
 ENV_SECRET_FILE = "FAL_PROXY_SECRET_FILE"  # noqa: S105 -- as above
+ENV_HEADER_SECRET = "FAL_PROXY_HEADER_SECRET"  # noqa: S105 -- as above
 ENV_UPSTREAM = "FAL_PROXY_UPSTREAM"
 ENV_CONFIG = "FAL_PROXY_CONFIG"
 _ENV_PREFIX = "FAL_PROXY_"
-_ENV_RESERVED = frozenset([ENV_SECRET, ENV_SECRET_FILE, ENV_UPSTREAM, ENV_CONFIG])
-MIN_SECRET_BYTES = 16
+_ENV_RESERVED = frozenset([ENV_SECRET, ENV_SECRET_FILE, ENV_HEADER_SECRET, ENV_UPSTREAM, ENV_CONFIG])
 
 
 class Finding(NamedTuple):
@@ -38,30 +38,6 @@ class Finding(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.level}: {self.path}: {self.message}"
-
-
-class Secret:
-    """A value that cannot be printed, logged, compared by accident or pickled; `reveal()` is the only way out."""
-
-    __slots__ = ("_value",)
-
-    def __init__(self, value: str) -> None:
-        self._value = value
-
-    def reveal(self) -> str:
-        """Return the secret itself; call this only where it is used."""
-        return self._value
-
-    def __repr__(self) -> str:
-        return "Secret(…)"
-
-    __str__ = __repr__
-
-    def __format__(self, spec: str) -> str:
-        return repr(self)
-
-    def __reduce__(self) -> Any:
-        raise TypeError("a Secret does not leave its process")
 
 
 def says(description: str) -> msgspec.Meta:
@@ -106,6 +82,38 @@ class KeySource(_Section, frozen=True):
     file: Annotated[str, says("user keys, hashed; relative to the settings file")] = "users.toml"
 
 
+class JwtSource(_Section, frozen=True):
+    """`[identity.jwt]`: tokens of an issuer that we trust, OpenID Connect or any other JWT."""
+
+    issuer: Annotated[str, says("`iss` of the tokens, exactly; https, or http on loopback")] = ""
+    audience: Annotated[str, says("what `aud` must be or contain, exactly")] = ""
+    jwks_url: Annotated[str, says("where the issuer's keys are; empty: discovered (OpenID Connect)")] = ""
+    algorithms: Annotated[tuple[str, ...], says("accepted signatures; RSA, ECDSA and EdDSA only")] = (
+        "RS256",
+        "ES256",
+        "EdDSA",
+    )
+    plan_claim: Annotated[str, says("the claim that names the caller's plan; without it: `default`")] = "plan"
+
+
+class ForwardSource(_Section, frozen=True):
+    """`[identity.forward]`: a service of yours that knows your sessions."""
+
+    url: Annotated[str, says('asked with GET: 200 and `{"id", "plan"?}` is a yes, 401 and 403 are a no')] = ""
+    headers: Annotated[tuple[str, ...], says("request fields it is shown; asked only if one is present")] = ("cookie",)
+    cache_seconds: Annotated[float, says("how long a yes is believed; a no: 1 s")] = 10
+
+
+class HeaderSource(_Section, frozen=True):
+    """`[identity.header]`: the name that your own reverse proxy found out."""
+
+    name: Annotated[str, says("the field that names the caller")] = "x-forwarded-user"
+    from_: Annotated[
+        tuple[str, ...], says("addresses or networks it is believed from: those of your reverse proxy")
+    ] = ()
+    secret_header: Annotated[str, says("a field that must equal `FAL_PROXY_HEADER_SECRET`; empty: none")] = ""
+
+
 class AnonymousSource(_Section, frozen=True):
     """`[identity.anonymous]`: whoever shows no credential."""
 
@@ -115,8 +123,14 @@ class AnonymousSource(_Section, frozen=True):
 class Identity(_Section, frozen=True):
     """`[identity]`: who may call; nobody, until sources are listed."""
 
-    sources: Annotated[tuple[Literal["key", "anonymous"], ...], says("who may call, in order: `key`, `anonymous`")] = ()
+    sources: Annotated[
+        tuple[Literal["key", "jwt", "forward", "header", "anonymous"], ...],
+        says("who may call, in order: `key`, `jwt`, `forward`, `header`, `anonymous`"),
+    ] = ()
     key: KeySource = KeySource()
+    jwt: JwtSource = JwtSource()
+    forward: ForwardSource = ForwardSource()
+    header: HeaderSource = HeaderSource()
     anonymous: AnonymousSource = AnonymousSource()
 
 
@@ -216,10 +230,15 @@ def _leaf_type(kind: Any, keys: list[str]) -> Any:
         if get_origin(kind) is dict:
             kind = get_args(kind)[1]
         elif isinstance(kind, type) and issubclass(kind, msgspec.Struct):
-            kind = get_type_hints(kind).get(key)
+            kind = {written(name): hint for name, hint in get_type_hints(kind).items()}.get(key)
         else:
             return None
     return kind
+
+
+def written(name: str) -> str:
+    """Return a field's name as files and variables write it: Python keeps `from` to itself."""
+    return name.removesuffix("_")
 
 
 def _build(kind: Any, raw: Any, path: str, findings: list[Finding]) -> Any:
@@ -227,7 +246,7 @@ def _build(kind: Any, raw: Any, path: str, findings: list[Finding]) -> Any:
     if not isinstance(raw, dict):
         findings.append(Finding("error", path, "must be a table"))
         return kind()
-    hints = get_type_hints(kind)
+    hints = {written(name): hint for name, hint in get_type_hints(kind).items()}
     values: dict[str, Any] = {}
     for key, value in raw.items():
         where = f"{path}.{key}" if path else key
@@ -248,29 +267,7 @@ def _build(kind: Any, raw: Any, path: str, findings: list[Finding]) -> Any:
                 values[key] = msgspec.convert(value, hint, strict=True)
             except (msgspec.ValidationError, RecursionError) as error:
                 findings.append(Finding("error", where, str(error)))
-    return kind(**values)
-
-
-def fal_key(environ: Mapping[str, str]) -> Secret | None:
-    """Return the fal key from FAL_KEY, or from FAL_KEY_ID and FAL_KEY_SECRET; None without one."""
-    if key := environ.get("FAL_KEY", "").strip():
-        return Secret(key)
-    name, secret = environ.get("FAL_KEY_ID", "").strip(), environ.get("FAL_KEY_SECRET", "").strip()
-    return Secret(f"{name}:{secret}") if name and secret else None
-
-
-def signing_secrets(environ: Mapping[str, str], findings: list[Finding]) -> tuple[Secret, ...]:
-    """Return the signing secrets, oldest first (the last one signs), from the variable or the file it names."""
-    text = environ.get(ENV_SECRET, "")
-    if not text and (name := environ.get(ENV_SECRET_FILE)):
-        try:
-            text = Path(name).read_text("utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            findings.append(Finding("error", ENV_SECRET_FILE, f"cannot be read: {error}"))
-    secrets = tuple(Secret(part.strip()) for part in text.replace("\n", ",").split(",") if part.strip())
-    if any(len(secret.reveal().encode()) < MIN_SECRET_BYTES for secret in secrets):
-        findings.append(Finding("error", ENV_SECRET, f"each secret needs at least {MIN_SECRET_BYTES} bytes"))
-    return secrets
+    return kind(**{name: values[written(name)] for name in kind.__struct_fields__ if written(name) in values})
 
 
 def origin_of(url: str) -> str | None:

@@ -11,7 +11,7 @@ from typing import Annotated, get_args, get_origin, get_type_hints
 import msgspec
 
 from fal_proxy.errors import ERROR_TYPES
-from fal_proxy.settings import Settings
+from fal_proxy.settings import Settings, written
 
 README = Path(__file__).resolve().parents[2] / "README.md"
 
@@ -35,7 +35,7 @@ def _walk(kind: type[msgspec.Struct], prefix: str) -> Iterator[tuple[str, str, s
         elif isinstance(hint, type) and issubclass(hint, msgspec.Struct):
             yield from _walk(hint, f"{prefix}{name}.")
         else:
-            yield prefix + name, json.dumps(getattr(defaults, name)), extras[0].description
+            yield prefix + written(name), json.dumps(getattr(defaults, name)), extras[0].description
 
 
 def with_tables(text: str) -> str:

@@ -179,7 +179,7 @@ def _read_key(entry: Any, algorithms: frozenset[str]) -> PublicKey | None:
         for name in algorithms
         if ALGORITHMS[name] == Fit(kty, None if kty == "RSA" else entry.get("crv")) and entry.get("alg", name) == name
     )
-    parts = {name: entry.get(name) for name in _PUBLIC_MEMBERS[kty]}
+    parts = {"kty": kty, **{name: entry.get(name) for name in _PUBLIC_MEMBERS[kty]}}
     if not usable or not all(isinstance(part, str) for part in parts.values()):
         return None
     key = _import(kty, parts)

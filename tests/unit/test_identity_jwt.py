@@ -255,7 +255,7 @@ async def test_plan_comes_from_the_claim_that_the_settings_name(stage: Stage) ->
         stage.source._keys,
         clock=stage.clock,
     )
-    assert (await named.accept(stage.mint(plan="pro", **{"https://app/tier": "gold"}))).plan == "gold"
+    assert (await named.accept(stage.mint(None, plan="pro", **{"https://app/tier": "gold"}))).plan == "gold"
 
 
 async def test_longest_accepted_token_is_within_the_cap(stage: Stage) -> None:

@@ -94,7 +94,7 @@ def _judge_header(header: HeaderSource, secret: Secret | None) -> Iterator[Findi
     for path, name in (("name", header.name), ("secret_header", header.secret_header or "x-unused")):
         if not _TOKEN.fullmatch(name) or name.lower() in _TAKEN:
             yield Finding("error", f"identity.header.{path}", f"{name!r} is no field that can be used for this")
-    if header.name.lower().replace("_", "-") == header.secret_header.lower().replace("_", "-"):
+    if header.secret_header and header.name.lower().replace("_", "-") == header.secret_header.lower().replace("_", "-"):
         yield Finding("error", "identity.header.secret_header", "must be another field than the name's")
     if not header.from_:
         yield Finding("error", "identity.header.from", "must list your reverse proxy: else anybody could be anybody")

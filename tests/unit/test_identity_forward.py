@@ -11,7 +11,8 @@ from fal_proxy.errors import Refusal
 from fal_proxy.exchange import Caller, Request
 from fal_proxy.identity import Identities, Presented, credential_of
 from fal_proxy.identity.forward import MAX_BYTES, ForwardAuth, Remembered
-from fal_proxy.settings import ForwardSource
+from fal_proxy.identity.header import TrustedHeader
+from fal_proxy.settings import ForwardSource, HeaderSource
 from fal_proxy.upstream.own_calls import OwnCalls
 from support.peers import PATIENCE
 from support.services import Asked, Clock, Reply, Service, served
@@ -62,6 +63,14 @@ def presented(*headers: tuple[bytes, bytes], any_scheme: bool = False) -> Presen
 
 async def test_yes_names_an_ambient_caller_and_its_plan(make: Make) -> None:
     assert await make().identify(presented(SESSION)) == Caller("forward::ada", "forward", "pro", ambient=True)
+
+
+async def test_same_name_from_two_sources_is_two_callers(make: Make) -> None:
+    header = TrustedHeader(HeaderSource(from_=("127.0.0.1",)), None)
+    asked = presented(SESSION, (b"x-forwarded-user", b"ada"))
+    callers = [await source.identify(asked) for source in (make(), header)]
+    assert [caller and caller.id for caller in callers] == ["forward::ada", "header::ada"]
+    assert len({caller.shown for caller in callers if caller}) == 2
 
 
 async def test_service_is_asked_its_own_url_with_the_listed_fields_only(make: Make, service: Service) -> None:

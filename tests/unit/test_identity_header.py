@@ -129,11 +129,3 @@ async def test_shared_secret_must_come_along(fields: list[tuple[bytes, bytes]], 
 async def test_presented_credential_makes_the_header_step_aside(credential: bytes) -> None:
     assert await _identify([ADA, (b"authorization", credential)]) is None
     assert await _identify([ADA, (b"authorization", b"Basic YTpi")]) is not None, "no credential here"
-
-
-async def test_same_name_from_another_source_is_another_caller() -> None:
-    caller = await _identify([ADA])
-    assert caller is not None
-    for other in ("key::ada", "forward::ada", "jwt:https://login.example.com:ada"):
-        twin = Caller(other, other.partition(":")[0], caller.plan, ambient=True)
-        assert (twin.id != caller.id, twin.shown != caller.shown) == (True, True)

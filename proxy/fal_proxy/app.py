@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping
 from pathlib import Path
 from typing import Any
 
 from fal_proxy import check
+from fal_proxy.environment import Secret, fal_key, header_secret, signing_secrets
 from fal_proxy.errors import Misconfigured, Refusal
 from fal_proxy.exchange import Request
 from fal_proxy.gateway import Gateway, Reply
 from fal_proxy.identity import Identities, Source
 from fal_proxy.identity.anonymous import Anonymous
+from fal_proxy.identity.forward import ForwardAuth
+from fal_proxy.identity.header import TrustedHeader
+from fal_proxy.identity.jwt import JwtBearers
 from fal_proxy.identity.key import UserKeys
 from fal_proxy.identity.network import TrustedProxies
 from fal_proxy.policy.inputs import InputRules
@@ -20,7 +24,7 @@ from fal_proxy.policy.origin import Site
 from fal_proxy.policy.plans import compile_plan
 from fal_proxy.relay.http import Patience, Reset
 from fal_proxy.relay.inbound import Receive, Send
-from fal_proxy.settings import ENV_UPSTREAM, Secret, Settings, config_path, fal_key, signing_secrets
+from fal_proxy.settings import ENV_UPSTREAM, Settings, config_path
 from fal_proxy.upstream.dial import Dialer, Route
 from fal_proxy.upstream.engine import Engine
 
@@ -31,7 +35,7 @@ Scope = MutableMapping[str, Any]
 
 
 class App:
-    """The ASGI application. Close it with its lifespan, or with `close()`."""
+    """The ASGI application. Close it with its lifespan, or with `await close()`."""
 
     def __init__(self, gateway: Gateway) -> None:
         self._gateway = gateway
@@ -46,9 +50,10 @@ class App:
         else:
             await send({"type": "websocket.close", "code": 1000})
 
-    def close(self) -> None:
-        """Close idle upstream connections."""
+    async def close(self) -> None:
+        """Close idle upstream connections, and what identity sources hold open."""
         self._gateway.engine.close()
+        await self._gateway.identities.close()
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = read_request(scope)
@@ -85,7 +90,7 @@ class App:
             if message["type"] == "lifespan.startup":
                 await send({"type": "lifespan.startup.complete"})
             else:
-                self.close()
+                await self.close()
                 await send({"type": "lifespan.shutdown.complete"})
                 return
 
@@ -122,19 +127,11 @@ def create_app(
     used = key or fal_key(environ)
     assert used is not None, "check requires a key"  # noqa: S101 -- narrows the type
     site = Site(settings.server.public_url, settings.server.hosts, settings.cors.origins)
-    trusted = TrustedProxies(settings.server.trusted_proxies)
-    folder = config_path(config, environ).parent
-    sources: dict[str, Source] = {}
-    if "key" in settings.identity.sources:
-        sources["key"] = UserKeys(folder / settings.identity.key.file)
-    if "anonymous" in settings.identity.sources:
-        secrets = signing_secrets(environ, [])
-        sources["anonymous"] = Anonymous(secrets, settings.identity.anonymous.plan, trusted, site.is_https)
     return App(
         Gateway(
             mount=settings.mount.encode(),
             site=site,
-            identities=Identities([sources[name] for name in settings.identity.sources]),
+            identities=_identities(settings, site, config_path(config, environ).parent, environ),
             plans={name: compile_plan(name, plan) for name, plan in settings.plans.items()},
             inputs=InputRules(settings.inputs),
             storage_mode=settings.storage.mode,
@@ -145,3 +142,22 @@ def create_app(
             max_body_bytes=settings.server.max_body_bytes,
         )
     )
+
+
+def _identities(settings: Settings, site: Site, folder: Path, environ: Mapping[str, str]) -> Identities:
+    """Build the listed identity sources, and only those: what is not listed opens nothing and asks nobody."""
+    identity = settings.identity
+
+    def anonymous() -> Source:
+        trusted = TrustedProxies(settings.server.trusted_proxies)
+        return Anonymous(signing_secrets(environ, []), identity.anonymous.plan, trusted, site.is_https)
+
+    build: dict[str, Callable[[], Source]] = {
+        "key": lambda: UserKeys(folder / identity.key.file),
+        "jwt": lambda: JwtBearers.of(identity.jwt),
+        "forward": lambda: ForwardAuth.of(identity.forward),
+        "header": lambda: TrustedHeader(identity.header, header_secret(environ)),
+        "anonymous": anonymous,
+    }
+    whole = "forward" in identity.sources and "authorization" in map(str.lower, identity.forward.headers)
+    return Identities([build[name]() for name in identity.sources], any_scheme=whole)

@@ -11,6 +11,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from fal_proxy.environment import Secret, fal_key, header_secret, signing_secrets
+from fal_proxy.identity import DEFAULT_PLAN
+from fal_proxy.identity.findings import judge_sources, named_elsewhere
 from fal_proxy.identity.key import KeyFileError, KeyRecord, read
 from fal_proxy.identity.network import TrustedProxies
 from fal_proxy.loading import Finding
@@ -22,11 +25,8 @@ from fal_proxy.settings import (
     ENV_SECRET,
     ENV_UPSTREAM,
     Plan,
-    Secret,
     Settings,
     config_path,
-    fal_key,
-    signing_secrets,
 )
 from fal_proxy.upstream.credentials import is_sendable
 from fal_proxy.upstream.dial import Route
@@ -78,7 +78,7 @@ def examine(
     for index, rule in enumerate(report.settings.inputs):
         for fault in inputs.faults(rule):
             report.error(f"inputs[{index}]", fault)
-    _judge_sources(report, config_path(config, environ).parent)
+    _judge_sources(report, config_path(config, environ).parent, environ)
     return report
 
 
@@ -128,23 +128,21 @@ def _judge_plans(report: Report) -> None:
         report.error("plans", 'no plan opens an endpoint: add [plans.default] with endpoints = ["fal-ai/flux/**"]')
 
 
-def _judge_sources(report: Report, folder: Path) -> None:
+def _judge_sources(report: Report, folder: Path, environ: Mapping[str, str]) -> None:
     settings = report.settings
     sources = settings.identity.sources
     if not sources:
-        report.error("identity.sources", 'nobody may call: list "key", "anonymous" or both')
+        report.error("identity.sources", 'nobody may call: list "key", "jwt", "forward", "header" or "anonymous"')
     if len(set(sources)) != len(sources):
         report.error("identity.sources", "lists a source twice")
     if "key" in sources:
         _judge_keys(report, folder / settings.identity.key.file)
+    report.findings += judge_sources(settings, header_secret(environ))
+    report.access += [f"{who}: {_opens(settings, DEFAULT_PLAN)}" for who in named_elsewhere(settings.identity)]
     if "anonymous" in sources:
         plan = settings.identity.anonymous.plan
         if plan not in settings.plans:
             report.error("identity.anonymous.plan", f"there is no plan called {plan!r}")
-        if not settings.server.public_url and not settings.server.hosts:
-            report.error(
-                "server.public_url", "anonymous callers need public_url or hosts: the browser must know what is ours"
-            )
         report.warn(
             "identity.anonymous", f"strangers may use plan {plan!r} without limits: this version counts nothing yet"
         )

@@ -21,6 +21,7 @@ import click
 from fal_proxy import check as checks
 from fal_proxy._version import __version__
 from fal_proxy.app import create_app
+from fal_proxy.environment import Secret
 from fal_proxy.errors import Misconfigured
 from fal_proxy.identity import key as user_keys
 from fal_proxy.server import Listener, bind
@@ -31,7 +32,6 @@ from fal_proxy.settings import (
     Identity,
     KeySource,
     Plan,
-    Secret,
     Server,
     Settings,
     config_path,

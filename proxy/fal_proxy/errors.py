@@ -45,6 +45,7 @@ ERROR_TYPES: dict[str, ErrorType] = {
     "internal_error": ErrorType(500, "a fault of ours"),
     "upstream_unreachable": ErrorType(502, "fal could not be reached, or left before answering"),
     "upstream_invalid": ErrorType(502, "fal answered with something that cannot be passed on"),
+    "identity_unavailable": ErrorType(503, "who is calling cannot be found out right now; repeat after `retry-after`"),
     "upstream_timeout": ErrorType(504, "fal did not answer in time"),
 }
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from fal_proxy import headers as fields
 from fal_proxy._version import __version__
+from fal_proxy.environment import Secret
 from fal_proxy.errors import ClientGone, Refusal, render
 from fal_proxy.exchange import Addressed, Request, Target
 from fal_proxy.headers import Headers
@@ -25,7 +26,6 @@ from fal_proxy.policy.plans import CompiledPlan, closed_plan, permit
 from fal_proxy.policy.target import resolve
 from fal_proxy.relay.http import Outgoing, Patience, Reset, relay
 from fal_proxy.relay.inbound import Inbound, OnDeparture, Receive, Send
-from fal_proxy.settings import Secret
 from fal_proxy.upstream.credentials import authorization
 from fal_proxy.upstream.dial import Route
 from fal_proxy.upstream.engine import Engine
@@ -68,7 +68,7 @@ class Gateway:
             if is_preflight(request):
                 await self._answer_preflight(request, accepted, reply)
                 return
-            caller = self.identities.identify(request)
+            caller = await self.identities.identify(request)
             reply.cookie = caller.set_cookie
             plan = self.plans.get(caller.plan) or closed_plan(caller.plan)
             addressed = address(request, self.mount)

@@ -71,10 +71,15 @@ def _leaf_type(kind: Any, keys: list[str]) -> Any:
         if get_origin(kind) is dict:
             kind = get_args(kind)[1]
         elif isinstance(kind, type) and issubclass(kind, msgspec.Struct):
-            kind = get_type_hints(kind).get(key)
+            kind = {written(name): hint for name, hint in get_type_hints(kind).items()}.get(key)
         else:
             return None
     return kind
+
+
+def written(name: str) -> str:
+    """Return a field's name as files and variables write it: Python keeps `from` to itself."""
+    return name.removesuffix("_")
 
 
 def section_in(hint: Any) -> tuple[Any, Any] | None:
@@ -92,7 +97,7 @@ def build(kind: Any, raw: Any, path: str, findings: list[Finding]) -> Any:
     if not isinstance(raw, dict):
         findings.append(Finding("error", path, "must be a table"))
         return kind()
-    hints = get_type_hints(kind)
+    hints = {written(name): hint for name, hint in get_type_hints(kind).items()}
     values: dict[str, Any] = {}
     for key, value in raw.items():
         where = f"{path}.{key}" if path else key
@@ -106,7 +111,7 @@ def build(kind: Any, raw: Any, path: str, findings: list[Finding]) -> Any:
                 values[key] = msgspec.convert(value, hint, strict=True)
             except (msgspec.ValidationError, UnicodeEncodeError, RecursionError) as error:
                 findings.append(Finding("error", where, str(error)))
-    return kind(**values)
+    return kind(**{name: values[written(name)] for name in kind.__struct_fields__ if written(name) in values})
 
 
 def _build_sections(shape: Any, kind: Any, value: Any, where: str, findings: list[Finding]) -> Any:

@@ -1,7 +1,7 @@
 """Settings: what can be decided about a deployment, as frozen structs.
 
 Precedence is flag, environment, file, default. The structs below are the one list of settings; the loader, `check`
-and the documentation test derive from them. Secrets come from the environment only and cannot be printed.
+and the documentation test derive from them. Secrets are no settings: `environment` reads them.
 """
 
 from __future__ import annotations
@@ -24,35 +24,11 @@ MIB = 1024 * KIB
 # What the environment holds beside the settings themselves.
 ENV_SECRET = "FAL_PROXY_SECRET"  # noqa: S105 -- the name of the variable, not a secret
 ENV_SECRET_FILE = "FAL_PROXY_SECRET_FILE"  # noqa: S105 -- as above
+ENV_HEADER_SECRET = "FAL_PROXY_HEADER_SECRET"  # noqa: S105 -- as above
 ENV_UPSTREAM = "FAL_PROXY_UPSTREAM"
 ENV_CONFIG = "FAL_PROXY_CONFIG"
-_ENV_RESERVED = frozenset([ENV_SECRET, ENV_SECRET_FILE, ENV_UPSTREAM, ENV_CONFIG])
-MIN_SECRET_BYTES = 16
+_ENV_RESERVED = frozenset([ENV_SECRET, ENV_SECRET_FILE, ENV_HEADER_SECRET, ENV_UPSTREAM, ENV_CONFIG])
 _HOST_NAME = re.compile(r"[a-z0-9._\-]+|[0-9a-f:.]+")  # the second: IPv6, without its brackets
-
-
-class Secret:
-    """A value that cannot be printed, logged, compared by accident or pickled; `reveal()` is the only way out."""
-
-    __slots__ = ("_value",)
-
-    def __init__(self, value: str) -> None:
-        self._value = value
-
-    def reveal(self) -> str:
-        """Return the secret itself; call this only where it is used."""
-        return self._value
-
-    def __repr__(self) -> str:
-        return "Secret(…)"
-
-    __str__ = __repr__
-
-    def __format__(self, spec: str) -> str:
-        return repr(self)
-
-    def __reduce__(self) -> Any:
-        raise TypeError("a Secret does not leave its process")
 
 
 def says(description: str) -> msgspec.Meta:
@@ -97,6 +73,38 @@ class KeySource(_Section, frozen=True):
     file: Annotated[str, says("user keys, hashed; relative to the settings file")] = "users.toml"
 
 
+class JwtSource(_Section, frozen=True):
+    """`[identity.jwt]`: tokens of an issuer that we trust, OpenID Connect or any other JWT."""
+
+    issuer: Annotated[str, says("`iss` of the tokens, exactly; https, or http on loopback")] = ""
+    audience: Annotated[str, says("what `aud` must be or contain, exactly")] = ""
+    jwks_url: Annotated[str, says("where the issuer's keys are; empty: discovered (OpenID Connect)")] = ""
+    algorithms: Annotated[tuple[str, ...], says("accepted signatures; RSA, ECDSA and EdDSA only")] = (
+        "RS256",
+        "ES256",
+        "EdDSA",
+    )
+    plan_claim: Annotated[str, says("the claim that names the caller's plan; without it: `default`")] = "plan"
+
+
+class ForwardSource(_Section, frozen=True):
+    """`[identity.forward]`: a service of yours that knows your sessions."""
+
+    url: Annotated[str, says('asked with GET: 200 and `{"id", "plan"?}` is a yes, 401 and 403 are a no')] = ""
+    headers: Annotated[tuple[str, ...], says("request fields it is shown; asked only if one is present")] = ("cookie",)
+    cache_seconds: Annotated[float, says("how long a yes is believed; a no: 1 s")] = 10
+
+
+class HeaderSource(_Section, frozen=True):
+    """`[identity.header]`: the name that your own reverse proxy found out."""
+
+    name: Annotated[str, says("the field that names the caller")] = "x-forwarded-user"
+    from_: Annotated[
+        tuple[str, ...], says("addresses or networks it is believed from: those of your reverse proxy")
+    ] = ()
+    secret_header: Annotated[str, says("a field that must equal `FAL_PROXY_HEADER_SECRET`; empty: none")] = ""
+
+
 class AnonymousSource(_Section, frozen=True):
     """`[identity.anonymous]`: whoever shows no credential."""
 
@@ -106,8 +114,14 @@ class AnonymousSource(_Section, frozen=True):
 class Identity(_Section, frozen=True):
     """`[identity]`: who may call; nobody, until sources are listed."""
 
-    sources: Annotated[tuple[Literal["key", "anonymous"], ...], says("who may call, in order: `key`, `anonymous`")] = ()
+    sources: Annotated[
+        tuple[Literal["key", "jwt", "forward", "header", "anonymous"], ...],
+        says("who may call, in order: `key`, `jwt`, `forward`, `header`, `anonymous`"),
+    ] = ()
     key: KeySource = KeySource()
+    jwt: JwtSource = JwtSource()
+    forward: ForwardSource = ForwardSource()
+    header: HeaderSource = HeaderSource()
     anonymous: AnonymousSource = AnonymousSource()
 
 
@@ -174,28 +188,6 @@ class Settings(_Section, frozen=True):
 def config_path(config: str | Path | None, environ: Mapping[str, str]) -> Path:
     """Return the file that `Settings.load` reads; paths inside it are relative to its folder."""
     return Path(config or environ.get(ENV_CONFIG) or DEFAULT_CONFIG)
-
-
-def fal_key(environ: Mapping[str, str]) -> Secret | None:
-    """Return the fal key from FAL_KEY, or from FAL_KEY_ID and FAL_KEY_SECRET; None without one."""
-    if key := environ.get("FAL_KEY", "").strip():
-        return Secret(key)
-    name, secret = environ.get("FAL_KEY_ID", "").strip(), environ.get("FAL_KEY_SECRET", "").strip()
-    return Secret(f"{name}:{secret}") if name and secret else None
-
-
-def signing_secrets(environ: Mapping[str, str], findings: list[Finding]) -> tuple[Secret, ...]:
-    """Return the signing secrets, oldest first (the last one signs), from the variable or the file it names."""
-    text = environ.get(ENV_SECRET, "")
-    if not text and (name := environ.get(ENV_SECRET_FILE)):
-        try:
-            text = Path(name).read_text("utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            findings.append(Finding("error", ENV_SECRET_FILE, f"cannot be read: {error}"))
-    secrets = tuple(Secret(part.strip()) for part in text.replace("\n", ",").split(",") if part.strip())
-    if any(len(secret.reveal().encode()) < MIN_SECRET_BYTES for secret in secrets):
-        findings.append(Finding("error", ENV_SECRET, f"each secret needs at least {MIN_SECRET_BYTES} bytes"))
-    return secrets
 
 
 def origin_of(url: str) -> str | None:

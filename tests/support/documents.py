@@ -11,7 +11,7 @@ from typing import Annotated, get_args, get_origin, get_type_hints
 import msgspec
 
 from fal_proxy.errors import ERROR_TYPES
-from fal_proxy.loading import section_in
+from fal_proxy.loading import section_in, written
 from fal_proxy.settings import Settings
 
 README = Path(__file__).resolve().parents[2] / "README.md"
@@ -35,7 +35,7 @@ def _walk(kind: type[msgspec.Struct], prefix: str) -> Iterator[tuple[str, str, s
             shape, inner = section
             yield from _walk(inner, prefix + name + {dict: ".NAME.", tuple: "[].", None: "."}[shape])
         else:
-            yield prefix + name, json.dumps(getattr(defaults, name)), extras[0].description
+            yield prefix + written(name), json.dumps(getattr(defaults, name)), extras[0].description
 
 
 def with_tables(text: str) -> str:

@@ -10,10 +10,11 @@ from pathlib import Path
 import msgspec
 
 from fal_proxy.app import App, Scope, create_app
+from fal_proxy.environment import Secret
 from fal_proxy.identity.key import add
 from fal_proxy.relay.inbound import Message, Receive, Send
 from fal_proxy.server import Listener, bind, serving
-from fal_proxy.settings import Identity, KeySource, Plan, Secret, Server, Settings
+from fal_proxy.settings import Identity, KeySource, Plan, Server, Settings
 
 # The canary: wherever one of its halves shows up, the key has leaked.
 FAL_KEY_ID = "ca0a7b1e-0000-4000-8000-00000000feed"

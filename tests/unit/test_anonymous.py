@@ -6,12 +6,13 @@ import time
 
 import pytest
 
+from fal_proxy.environment import Secret
 from fal_proxy.exchange import Caller, Request
 from fal_proxy.headers import Headers
 from fal_proxy.identity import Presented
 from fal_proxy.identity.anonymous import Anonymous, is_browser
 from fal_proxy.identity.network import TrustedProxies
-from fal_proxy.settings import Secret
+from support.instantly import instantly
 
 OLD, NEW = "an old secret, long enough", "a new secret, long enough"
 PAGE = (b"origin", b"https://app.example")
@@ -25,7 +26,7 @@ def source(*secrets: str, https: bool = False, trusted: tuple[str, ...] = ()) ->
 
 def identify(anonymous: Anonymous, headers: Headers, peer: str = "203.0.113.7") -> Caller:
     """Identify a request with these fields."""
-    caller = anonymous.identify(Presented(Request("POST", b"/", None, headers, peer, "http"), None))
+    caller = instantly(anonymous.identify(Presented(Request("POST", b"/", None, headers, peer, "http"), None)))
     assert caller is not None
     assert (caller.source, caller.plan, caller.ambient) == ("anonymous", "free", True)
     return caller
@@ -40,7 +41,9 @@ def issued(anonymous: Anonymous) -> bytes:
 
 def test_presented_credential_is_never_anonymous() -> None:
     for credential in ("", "x", "fpk_x"):
-        assert source().identify(Presented(Request("POST", b"/", None, [PAGE], "", "http"), credential)) is None
+        assert (
+            instantly(source().identify(Presented(Request("POST", b"/", None, [PAGE], "", "http"), credential))) is None
+        )
 
 
 def test_browser_is_given_a_cookie_and_recognised_by_it() -> None:

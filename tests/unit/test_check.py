@@ -12,6 +12,7 @@ from fal_proxy.check import Report, examine
 from fal_proxy.errors import Misconfigured
 from fal_proxy.identity.key import add
 from fal_proxy.settings import Settings
+from support.instantly import instantly
 from support.proxied import FAL_KEY, FAL_KEY_SECRET, SIGNING_SECRET
 
 ENVIRON = {"FAL_KEY": FAL_KEY.reveal(), "FAL_PROXY_SECRET": SIGNING_SECRET}
@@ -55,7 +56,7 @@ def test_good_configuration_has_no_error(
     report = judge(tmp_path, text, environ)
     assert found(report, "error") == [], reason
     assert found(report, "warning") == warnings, reason
-    create_app(config=tmp_path / "fal-proxy.toml", environ=environ).close()
+    instantly(create_app(config=tmp_path / "fal-proxy.toml", environ=environ).close())
 
 
 def _without(name: str) -> Mapping[str, str]:
@@ -123,7 +124,7 @@ def test_plain_path_is_a_mount(mount: str, tmp_path: Path) -> None:
 def test_everything_wrong_is_said_at_once(tmp_path: Path) -> None:
     text = "[server]\nport = 'x'\nmax_body_bytes = 0\n[identity]\nsources = ['anonymous']\n[plans.a]\nendpoints = ['/', '?']"
     errors = ["server.port", "server.max_body_bytes", "FAL_KEY", "FAL_PROXY_SECRET"]
-    errors += ["plans.a.endpoints", "plans.a.endpoints", "identity.anonymous.plan", "server.public_url"]
+    errors += ["plans.a.endpoints", "plans.a.endpoints", "server.public_url", "identity.anonymous.plan"]
     assert found(judge(tmp_path, text, {}), "error") == errors
 
 

@@ -12,15 +12,13 @@ import msgspec
 import pytest
 
 from fal_proxy.app import create_app
+from fal_proxy.environment import Secret, fal_key, signing_secrets
 from fal_proxy.loading import Finding
 from fal_proxy.settings import (
     Plan,
-    Secret,
     Settings,
     config_path,
-    fal_key,
     origin_of,
-    signing_secrets,
 )
 from fal_proxy.upstream.connection import Connection
 from fal_proxy.upstream.dial import Dialer, Origin
@@ -41,7 +39,20 @@ DEFAULTS = {
     },
     "upstream": {"connect_seconds": 5, "head_seconds": 60, "body_idle_seconds": 900},
     "cors": {"origins": []},
-    "identity": {"sources": [], "key": {"file": "users.toml"}, "anonymous": {"plan": "default"}},
+    "identity": {
+        "sources": [],
+        "key": {"file": "users.toml"},
+        "jwt": {
+            "issuer": "",
+            "audience": "",
+            "jwks_url": "",
+            "algorithms": ["RS256", "ES256", "EdDSA"],
+            "plan_claim": "plan",
+        },
+        "forward": {"url": "", "headers": ["cookie"], "cache_seconds": 10},
+        "header": {"name": "x-forwarded-user", "from_": [], "secret_header": ""},
+        "anonymous": {"plan": "default"},
+    },
     "plans": {},
     "storage": {"mode": "direct"},
     "inputs": [],
@@ -127,7 +138,7 @@ MISTAKES = [
     ("prot = 1", {}, ["prot"], "unknown at the top"),
     ("[servre]\nport = 1", {}, ["servre"], "unknown table"),
     ("[server]\nprot = 1", {}, ["server.prot"], "unknown in a table"),
-    ("[identity.jwt]\nissuer = 'x'", {}, ["identity.jwt"], "not offered by this version"),
+    ("[realtime]\nmode = 'x'", {}, ["realtime"], "not offered by this version"),
     ("total_budget = '1/day'", {}, ["total_budget"], "as above"),
     ("[plans.default]\nsubmit = '20/minute'", {}, ["plans.default.submit"], "as above"),
     ("[state]\nurl = 'memory://'", {}, ["state"], "as above"),
@@ -297,4 +308,4 @@ async def test_no_repr_of_what_the_proxy_is_made_of_holds_the_key(tmp_path: Path
     assert "Secret(…)" in shown, "the gateway holds the key, and shows that it does"
     assert FAL_KEY_ID not in shown
     assert FAL_KEY_SECRET not in shown
-    app.close()
+    await app.close()

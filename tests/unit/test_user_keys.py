@@ -16,6 +16,7 @@ import pytest
 from fal_proxy.exchange import Request
 from fal_proxy.identity import Presented
 from fal_proxy.identity.key import KeyFileError, UserKeys, add, hash_of, new_key, read, revoke
+from support.instantly import instantly
 
 
 @pytest.fixture
@@ -27,7 +28,7 @@ def file(tmp_path: Path) -> Path:
 def who(keys: UserKeys, credential: str | None) -> str | None:
     """Return the id of the caller whose credential this is."""
     request = Request("POST", b"/", None, [], "127.0.0.1", "http")
-    caller = keys.identify(Presented(request, credential))
+    caller = instantly(keys.identify(Presented(request, credential)))
     return caller.id if caller else None
 
 
@@ -44,7 +45,7 @@ def test_added_key_is_known_by_its_hash_only(file: Path) -> None:
 
 def test_key_names_its_holder_and_plan(file: Path) -> None:
     key = add(file, "ada", "gold")
-    caller = UserKeys(file).identify(Presented(Request("GET", b"/", None, [], "", "http"), key))
+    caller = instantly(UserKeys(file).identify(Presented(Request("GET", b"/", None, [], "", "http"), key)))
     assert caller is not None
     assert (caller.id, caller.source, caller.plan) == ("key::ada", "key", "gold")
     assert not caller.ambient

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeGuard
 
 from fal_proxy.errors import Refusal
 from fal_proxy.exchange import Caller, Request
 from fal_proxy.upstream.credentials import looks_like_fal_key
 
+DEFAULT_PLAN = "default"
+MAX_NAME_CHARS = 255
 _CHALLENGE = ((b"www-authenticate", b"Bearer"),)
 
 
@@ -16,33 +18,49 @@ class Presented(NamedTuple):
     """What a request offers as proof."""
 
     request: Request
-    credential: str | None  # of `Authorization: Bearer x` or `Key x`, which mean the same
+    credential: str | None  # of `Authorization: Bearer x` or `Key x`, which mean the same; "": one that is neither
 
 
 class Source(Protocol):
     """One way to recognise callers."""
 
-    def identify(self, presented: Presented) -> Caller | None:
+    async def identify(self, presented: Presented) -> Caller | None:
         """Return the caller, or None when this source does not know the request."""
+
+    async def close(self) -> None:
+        """Close what the source holds open."""
 
 
 class Identities:
     """The configured sources, in their order."""
 
-    def __init__(self, sources: Sequence[Source]) -> None:
+    def __init__(self, sources: Sequence[Source], *, any_scheme: bool = False) -> None:
+        """Take `any_scheme` when a source judges Authorization as a whole, so that every scheme is a credential."""
         self._sources = sources
+        self._any_scheme = any_scheme
 
-    def identify(self, request: Request) -> Caller:
-        """Return the caller. Raises Refusal `unidentified`; a presented credential never falls through to anonymous."""
-        presented = Presented(request, credential_of(request))
+    async def identify(self, request: Request) -> Caller:
+        """Return the caller. Raises Refusal `unidentified`: a credential that no source accepts never falls through.
+
+        Raises Refusal `identity_unavailable` when a source cannot tell right now.
+        """
+        presented = Presented(request, credential_of(request, any_scheme=self._any_scheme))
         for source in self._sources:
-            if caller := source.identify(presented):
+            if caller := await source.identify(presented):
                 return caller
         raise _unidentified(presented.credential)
 
+    async def close(self) -> None:
+        """Close every source."""
+        for source in self._sources:
+            await source.close()
 
-def credential_of(request: Request) -> str | None:
-    """Return the presented credential, "" for a malformed one, None when there is none (other schemes are ignored)."""
+
+def credential_of(request: Request, *, any_scheme: bool = False) -> str | None:
+    """Return the presented credential, "" for one that cannot be ours, None when there is none.
+
+    Other schemes than Bearer and Key are ignored, unless `any_scheme`.
+    """
     lines = [value for name, value in request.headers if name == b"authorization"]
     if not lines:
         return None
@@ -50,8 +68,14 @@ def credential_of(request: Request) -> str | None:
         return ""
     scheme, _, credential = lines[0].replace(b"\t", b" ").partition(b" ")
     if scheme.lower() not in (b"bearer", b"key"):
-        return None
+        return "" if any_scheme and lines[0].strip() else None
     return credential.strip().decode("latin-1")
+
+
+def is_plain_name(value: object) -> TypeGuard[str]:
+    """Say whether a value of someone else's can name a caller or a plan: 1 to 255 printable characters."""
+    # Lone surrogates, which JSON can spell and UTF-8 cannot, are not printable.
+    return isinstance(value, str) and 0 < len(value) <= MAX_NAME_CHARS and value.isprintable()
 
 
 def _unidentified(credential: str | None) -> Refusal:

@@ -8,13 +8,14 @@ from collections.abc import Callable, Sequence
 
 from itsdangerous import BadSignature, TimestampSigner
 
+from fal_proxy.environment import Secret
 from fal_proxy.exchange import Caller, Request
 from fal_proxy.headers import values
 from fal_proxy.identity import Presented
 from fal_proxy.identity.network import TrustedProxies
-from fal_proxy.settings import Secret
 
 COOKIE = "fal_proxy_anon"
+HOST_COOKIE = f"__Host-{COOKIE}"  # where our public side is https
 LIFETIME_SECONDS = 30 * 24 * 3600
 _SALT = b"fal-proxy anonymous cookie"
 _MAX_COOKIE_CHARS = 256
@@ -38,13 +39,13 @@ class Anonymous:
         self._trusted_proxies = trusted_proxies
         self._is_https = is_https
 
-    def identify(self, presented: Presented) -> Caller | None:
+    async def identify(self, presented: Presented) -> Caller | None:
         """Return the cookie's caller, else the network's; a browser without a good cookie is given one."""
         if presented.credential is not None:
             return None
         request = presented.request
         https = self._is_https(request)
-        name = f"__Host-{COOKIE}" if https else COOKIE
+        name = HOST_COOKIE if https else COOKIE
         if (subject := self._read(request, name)) is not None:
             return Caller(f"anonymous::cookie-{subject}", "anonymous", self._plan, ambient=True)
         network = self._trusted_proxies.client_network(request.peer, request.headers)
@@ -52,6 +53,9 @@ class Anonymous:
         return Caller(
             f"anonymous::network-{network}", "anonymous", self._plan, ambient=True, by_network=True, set_cookie=cookie
         )
+
+    async def close(self) -> None:
+        """Hold nothing open."""
 
     def _read(self, request: Request, name: str) -> str | None:
         for line in values(request.headers, b"cookie"):

@@ -54,7 +54,7 @@ class UserKeys:
         self._state = _fingerprint(path)
         self._by_hash = _index(read(path))
 
-    def identify(self, presented: Presented) -> Caller | None:
+    async def identify(self, presented: Presented) -> Caller | None:
         """Return the caller whose key was presented, None for anything else."""
         credential = presented.credential
         if credential is None or not credential.startswith(PREFIX):
@@ -65,6 +65,9 @@ class UserKeys:
         if record is None or not hmac.compare_digest(record.hash, hashed):
             return None
         return Caller(f"key::{record.name}", "key", record.plan, ambient=False)
+
+    async def close(self) -> None:
+        """Hold nothing open."""
 
     def _refresh(self) -> None:
         state = _fingerprint(self._path)

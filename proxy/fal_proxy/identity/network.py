@@ -11,12 +11,26 @@ IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 IPNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
+class Networks:
+    """Addresses and networks that the operator lists."""
+
+    def __init__(self, networks: Sequence[str]) -> None:
+        """Parse addresses and networks; raise ValueError for what is neither."""
+        self._networks: list[IPNetwork] = [ipaddress.ip_network(network, strict=False) for network in networks]
+
+    def holds(self, address: IPAddress | None) -> bool:
+        """Say whether an address is listed; a local socket has none."""
+        return address is not None and any(
+            address.version == network.version and address in network for network in self._networks
+        )
+
+
 class TrustedProxies:
     """The hops in front of us whose X-Forwarded-For we believe, counted from the right."""
 
     def __init__(self, networks: Sequence[str]) -> None:
         """Parse addresses and networks; raise ValueError for what is neither."""
-        self._networks: list[IPNetwork] = [ipaddress.ip_network(network, strict=False) for network in networks]
+        self._networks = Networks(networks)
 
     def client_network(self, peer: str, headers: Headers) -> str:
         """Return the caller's network, /32 or /64, as text; "local" for a local socket."""
@@ -27,23 +41,18 @@ class TrustedProxies:
         return str(ipaddress.ip_network((address, bits), strict=False))
 
     def _client_address(self, peer: str, headers: Headers) -> IPAddress | None:
-        address = _parse(peer)
-        if not self._networks:
-            return address
+        address = address_of(peer)
         hops = [hop for line in values(headers, b"x-forwarded-for") for hop in line.split(b",")]
-        while address is not None and self._trusts(address) and hops:
-            hop = _parse(hops.pop().decode("latin-1"))
+        while self._networks.holds(address) and hops:
+            hop = address_of(hops.pop().decode("latin-1"))
             if hop is None:
                 break
             address = hop
         return address
 
-    def _trusts(self, address: IPAddress) -> bool:
-        return any(address.version == network.version and address in network for network in self._networks)
 
-
-def _parse(text: str) -> IPAddress | None:
-    """Read an address as sockets and proxies write it: with a zone, with a port, in brackets, IPv4 inside IPv6."""
+def address_of(text: str) -> IPAddress | None:
+    """Return an address as sockets and proxies write it: with a zone, a port, brackets, as IPv4 inside IPv6."""
     text = text.strip().partition("%")[0]
     if text.startswith("["):
         text = text[1:].partition("]")[0]

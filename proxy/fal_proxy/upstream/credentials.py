@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from fal_proxy.settings import Secret
+from fal_proxy.environment import Secret
 
 _FAL_KEY = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}:[0-9a-fA-F]{16,}")
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fal_proxy import check
+from fal_proxy.admin import Admin
 from fal_proxy.errors import Misconfigured, Refusal
 from fal_proxy.exchange import Request
 from fal_proxy.gateway import Gateway, Reply
@@ -19,7 +20,8 @@ from fal_proxy.policy.origin import Site
 from fal_proxy.policy.plans import compile_plan
 from fal_proxy.relay.http import Patience, Reset
 from fal_proxy.relay.inbound import Receive, Send
-from fal_proxy.settings import ENV_UPSTREAM, Secret, Settings, config_path, fal_key, signing_secrets
+from fal_proxy.settings import ENV_ADMIN_TOKEN, ENV_UPSTREAM, Secret, Settings, config_path, fal_key, signing_secrets
+from fal_proxy.telemetry import Telemetry
 from fal_proxy.upstream.dial import Dialer, Route
 from fal_proxy.upstream.engine import Engine
 
@@ -30,9 +32,13 @@ Scope = MutableMapping[str, Any]
 
 
 class App:
-    """The ASGI application. Close it with its lifespan, or with `close()`."""
+    """The ASGI application. Close it with its lifespan, or with `close()`.
 
-    def __init__(self, gateway: Gateway) -> None:
+    `admin` is another one, for a listener of its own.
+    """
+
+    def __init__(self, gateway: Gateway, admin: Admin) -> None:
+        self.admin = admin
         self._gateway = gateway
         self._mount = gateway.mount
 
@@ -46,8 +52,9 @@ class App:
             await send({"type": "websocket.close", "code": 1000})
 
     def close(self) -> None:
-        """Close idle upstream connections."""
+        """Close idle upstream connections, and let every access line reach its reader."""
         self._gateway.engine.close()
+        self._gateway.telemetry.close()
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = read_request(scope)
@@ -130,6 +137,9 @@ def create_app(
     if "anonymous" in settings.identity.sources:
         secrets = signing_secrets(environ, [])
         sources["anonymous"] = Anonymous(secrets, settings.identity.anonymous.plan, trusted, site.is_https)
+    engine = Engine(Dialer(settings.upstream.connect_seconds))
+    telemetry = Telemetry(settings.plans, engine)
+    token = environ.get(ENV_ADMIN_TOKEN)
     return App(
         Gateway(
             mount=settings.mount.encode(),
@@ -137,10 +147,12 @@ def create_app(
             identities=Identities([sources[name] for name in settings.identity.sources]),
             plans={name: compile_plan(name, plan) for name, plan in settings.plans.items()},
             storage_mode=settings.storage.mode,
-            engine=Engine(Dialer(settings.upstream.connect_seconds)),
+            engine=engine,
             route=Route(environ.get(ENV_UPSTREAM)),
             key=used,
             patience=Patience(settings.upstream.head_seconds, settings.upstream.body_idle_seconds),
             max_body_bytes=settings.server.max_body_bytes,
-        )
+            telemetry=telemetry,
+        ),
+        Admin(settings.admin.host, Secret(token) if token else None, telemetry.metrics),
     )

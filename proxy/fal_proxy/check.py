@@ -11,13 +11,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from fal_proxy.admin import is_loopback
 from fal_proxy.identity.key import KeyFileError, KeyRecord, read
 from fal_proxy.identity.network import TrustedProxies
 from fal_proxy.policy.origin import Site
 from fal_proxy.policy.plans import compile_plan
 from fal_proxy.settings import (
+    ENV_ADMIN_TOKEN,
     ENV_SECRET,
     ENV_UPSTREAM,
+    MIN_SECRET_BYTES,
     Finding,
     Secret,
     Settings,
@@ -73,6 +76,7 @@ def examine(
     _judge_secrets(report, environ, key or fal_key(environ))
     _judge_plans(report)
     _judge_sources(report, config_path(config, environ).parent)
+    _judge_admin(report, environ.get(ENV_ADMIN_TOKEN, ""))
     return report
 
 
@@ -92,6 +96,16 @@ def _judge_values(report: Report) -> None:
         report.attempt("cors.origins", lambda origin=origin: Site("", (), [origin]))  # type: ignore[misc]
     for network in server.trusted_proxies:
         report.attempt("server.trusted_proxies", lambda network=network: TrustedProxies([network]))  # type: ignore[misc]
+
+
+def _judge_admin(report: Report, token: str) -> None:
+    admin = report.settings.admin
+    if not 0 <= admin.port <= 65535:
+        report.error("admin.port", "must be 0 (off) to 65535")
+    if token and (len(token) < MIN_SECRET_BYTES or not token.isascii() or not token.isprintable() or " " in token):
+        report.error(ENV_ADMIN_TOKEN, f"needs at least {MIN_SECRET_BYTES} printable ASCII characters, no spaces")
+    if admin.port and not is_loopback(admin.host) and not token:
+        report.error("admin.host", f"is not loopback, so it needs {ENV_ADMIN_TOKEN}; or set admin.port = 0")
 
 
 def _judge_secrets(report: Report, environ: Mapping[str, str], key: Secret | None) -> None:

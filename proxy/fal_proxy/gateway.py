@@ -3,12 +3,13 @@
     identify  →  resolve target  →  origin  →  policy  →  send  →  relay
 
 Every stage is a function that returns a value or raises a Refusal with a reason; no stage knows another. The first
-failure answers. What a caller is told about a page's origin comes before what they are told about endpoints, and
+failure answers. However it ends, the exchange is recorded once, at the end. What a caller is told about a page's origin comes before what they are told about endpoints, and
 nothing is dialled before everything was judged.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 from fal_proxy import headers as fields
 from fal_proxy._version import __version__
 from fal_proxy.errors import ClientGone, Refusal, render
-from fal_proxy.exchange import Addressed, Caller, Request, Target
+from fal_proxy.exchange import Addressed, Caller, Ending, Exchange, Request, Target
 from fal_proxy.headers import Headers
 from fal_proxy.identity import Identities
 from fal_proxy.policy.endpoints import permit
@@ -26,6 +27,7 @@ from fal_proxy.policy.target import resolve
 from fal_proxy.relay.http import Outgoing, Patience, Reset, relay
 from fal_proxy.relay.inbound import Inbound, Receive, Send
 from fal_proxy.settings import Secret
+from fal_proxy.telemetry import Telemetry
 from fal_proxy.upstream.credentials import authorization
 from fal_proxy.upstream.dial import Route
 from fal_proxy.upstream.engine import Engine
@@ -51,39 +53,50 @@ class Gateway:
     key: Secret
     patience: Patience
     max_body_bytes: int
+    telemetry: Telemetry
 
     async def handle(self, request: Request, receive: Receive, send: Send) -> None:
         """Answer one request below the mount. Raises Reset when the connection must end unclean."""
-        reply = Reply(send)
+        exchange = self.telemetry.begin()
+        reply = Reply(send, exchange)
         try:
             host = self.site.judge_host(request)
             origin = request.one(b"origin")
             accepted = self._accept_origin(origin, host, reply)
             if is_preflight(request):
+                exchange.preflight = True
                 await self._answer_preflight(request, accepted, reply)
                 return
             caller = self.identities.identify(request)
-            reply.cookie = caller.set_cookie
+            exchange.caller, reply.cookie = caller, caller.set_cookie
             plan = plan_of(self.plans, caller.plan)
+            exchange.plan = plan.name
             addressed = address(request, self.mount)
             target = resolve(addressed.raw, request.method, plan.methods)
+            exchange.kind, exchange.endpoint_id = target.kind, target.endpoint_id
             judge_cross_site(caller, request, origin_accepted=accepted, header_form=addressed.header_form)
             permit(target, plan.name, plan.globs, storage_mode=self.storage_mode)
             outgoing = self._prepare(request, target, plan, caller)
             inbound = Inbound(receive, self.max_body_bytes)
-            await relay(self.engine, outgoing, inbound, send, reply.head, self.patience)
+            await relay(self.engine, outgoing, inbound, send, reply.head, self.patience, exchange)
         except Refusal as refusal:
+            exchange.refused(refusal)
             await reply.refuse(refusal)
         except ClientGone:
-            pass
-        except Reset:
+            exchange.ending = Ending.CLIENT_GONE
+        except (Reset, asyncio.CancelledError) as cut:
+            exchange.ending, exchange.reason = Ending.CUT, str(cut)
             raise
         except Exception:
             # The text of a fault of ours may hold anything; the caller gets none of it.
             _log.exception("fault while answering %s", request.method)
+            fault = Refusal("internal_error", "a fault of the proxy; its log says more")
+            exchange.refused(fault, Ending.FAULT)
             if reply.started:
                 raise
-            await reply.refuse(Refusal("internal_error", "a fault of the proxy; its log says more"))
+            await reply.refuse(fault)
+        finally:
+            self.telemetry.finish(exchange)
 
     def _accept_origin(self, origin: bytes | None, host: str, reply: Reply) -> bool | None:
         """Say whether the page's origin is ours or listed (None: there is none), and settle the answer's CORS fields."""
@@ -122,11 +135,16 @@ class Gateway:
 class Reply:
     """The way down: what every answer carries, and whether its head has gone."""
 
-    def __init__(self, send: Send) -> None:
+    def __init__(self, send: Send, exchange: Exchange | None = None) -> None:
         self.send = send
+        self.exchange = exchange or Exchange()  # beside the mount there is none, and nobody reads this one
         self.cors = fields.cors(None, ours=True)
         self.cookie: bytes | None = None
-        self.started = False
+
+    @property
+    def started(self) -> bool:
+        """Say whether the head has gone."""
+        return self.exchange.status is not None
 
     async def head(self, status: int, upstream: Headers) -> None:
         """Send a head: fal's fields by allow-list, then ours."""
@@ -146,10 +164,11 @@ class Reply:
             (b"date", fields.http_date()),
         ]
         await self._start(status, headers)
+        self.exchange.bytes_down += len(body)
         await self.send({"type": "http.response.body", "body": body})
 
     async def _start(self, status: int, passed: Headers) -> None:
-        self.started = True
+        self.exchange.status = status
         headers = passed + fields.ALWAYS_DOWN + self.cors
         if self.cookie is not None:
             headers.append((b"set-cookie", self.cookie))

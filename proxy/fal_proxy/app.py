@@ -34,11 +34,12 @@ Scope = MutableMapping[str, Any]
 class App:
     """The ASGI application. Close it with its lifespan, or with `close()`.
 
-    `admin` is another one, for a listener of its own.
+    `admin` is another one, for a listener of its own; `metrics` is what it shows.
     """
 
     def __init__(self, gateway: Gateway, admin: Admin) -> None:
         self.admin = admin
+        self.metrics = gateway.telemetry.metrics
         self._gateway = gateway
         self._mount = gateway.mount
 

@@ -37,7 +37,10 @@ def access_rows() -> list[str]:
 def metric_rows() -> list[str]:
     """Return one table row per metric."""
     rows = METRICS.values()
-    return [f"| `{row.name}` | {row.type} | {' '.join(f'`{label}`' for label in row.labels)} | {row.meaning} |" for row in rows]
+    return [
+        f"| `{row.name}` | {row.type} | {' '.join(f'`{label}`' for label in row.labels)} | {row.meaning} |"
+        for row in rows
+    ]
 
 
 def _walk(kind: type[msgspec.Struct], prefix: str) -> Iterator[tuple[str, str, str]]:

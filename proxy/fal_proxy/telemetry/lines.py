@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections import deque
-from typing import TextIO
+from typing import Protocol
 
 MAX_WAITING = 10_000
 FLUSH_SECONDS = 1.0
@@ -16,10 +16,20 @@ FLUSH_SECONDS = 1.0
 _log = logging.getLogger("fal_proxy")
 
 
+class Stream(Protocol):
+    """What is asked of a text stream."""
+
+    def write(self, text: str, /) -> int:
+        """Take text."""
+
+    def flush(self) -> None:
+        """Pass it on."""
+
+
 class LineWriter(logging.Handler):
     """Write the bare message of each record as one line; nothing is written before `start`."""
 
-    def __init__(self, stream: TextIO, max_waiting: int = MAX_WAITING) -> None:
+    def __init__(self, stream: Stream, max_waiting: int = MAX_WAITING) -> None:
         super().__init__()
         self.dropped = 0
         self._told = 0

@@ -1,4 +1,4 @@
-"""A ceiling per address for the ordinary routes, those that relay nothing. In memory; the relay has rules of its own."""
+"""A ceiling per address for the ordinary routes, those that relay nothing; the relay has rules of its own."""
 
 from __future__ import annotations
 

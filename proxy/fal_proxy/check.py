@@ -104,8 +104,11 @@ def _judge_admin(report: Report, token: str) -> None:
         report.error("admin.port", "must be 0 (off) to 65535")
     if token and (len(token) < MIN_SECRET_BYTES or not token.isascii() or not token.isprintable() or " " in token):
         report.error(ENV_ADMIN_TOKEN, f"needs at least {MIN_SECRET_BYTES} printable ASCII characters, no spaces")
-    if admin.port and not is_loopback(admin.host) and not token:
-        report.error("admin.host", f"is not loopback, so it needs {ENV_ADMIN_TOKEN}; or set admin.port = 0")
+    if admin.port and not is_loopback(admin.host):
+        if token:
+            report.warn("admin.host", "is not loopback: metrics and their token travel unencrypted")
+        else:
+            report.error("admin.host", f"is not loopback, so it needs {ENV_ADMIN_TOKEN}; or set admin.port = 0")
 
 
 def _judge_secrets(report: Report, environ: Mapping[str, str], key: Secret | None) -> None:

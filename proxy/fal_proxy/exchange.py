@@ -151,7 +151,7 @@ class Exchange:
     started: float = field(init=False)
 
     caller: Caller | None = None
-    plan: str | None = None  # of the settings; a name they do not know never comes here
+    plan: str | None = None  # its name; metrics count only those of the settings
     preflight: bool = False
     kind: Kind | None = None
     endpoint_id: str = ""

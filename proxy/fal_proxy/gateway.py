@@ -3,8 +3,8 @@
     identify  →  resolve target  →  origin  →  policy  →  send  →  relay
 
 Every stage is a function that returns a value or raises a Refusal with a reason; no stage knows another. The first
-failure answers. However it ends, the exchange is recorded once, at the end. What a caller is told about a page's origin comes before what they are told about endpoints, and
-nothing is dialled before everything was judged.
+failure answers. What a caller is told about a page's origin comes before what they are told about endpoints, and
+nothing is dialled before everything was judged. However it ends, the exchange is recorded once, at its end.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from fal_proxy.address_guard import MAX_ADDRESSES, AddressGuard
 from fal_proxy.errors import Refusal
 from fal_proxy.exchange import Caller, Exchange, Kind
 from fal_proxy.telemetry import Telemetry
-from fal_proxy.telemetry.access import ENDPOINT_CHARS, REASON_CHARS, AccessLog, line_of
+from fal_proxy.telemetry.access import ENDPOINT_CHARS, PLAN_CHARS, REASON_CHARS, AccessLog, line_of
 from fal_proxy.telemetry.lines import LineWriter
 from support.lines import Lines, parsed, total
 
@@ -68,10 +68,10 @@ def test_two_apps_count_apart() -> None:
     assert total(parsed(other.metrics.exposition().decode()), "fal_proxy_exchanges_total") == 0
 
 
-@given(st.text(max_size=400), st.text(max_size=400))
-def test_line_is_one_line_of_bounded_printable_json_whatever_it_holds(endpoint: str, reason: str) -> None:
+@given(st.text(max_size=400), st.text(max_size=400), st.text(max_size=400))
+def test_line_is_one_line_of_bounded_printable_json_whatever_it_holds(endpoint: str, reason: str, plan: str) -> None:
     exchange = Exchange()
-    exchange.endpoint_id, exchange.reason = endpoint, reason
+    exchange.endpoint_id, exchange.reason, exchange.plan = endpoint, reason, plan
     with Lines() as lines:
         AccessLog(lambda: NOW).write(exchange)
     [text] = lines.text
@@ -80,6 +80,16 @@ def test_line_is_one_line_of_bounded_printable_json_whatever_it_holds(endpoint: 
     assert line["ts"] == "2026-01-02T03:04:05.678000Z"
     assert len(line["endpoint"] or "") <= ENDPOINT_CHARS
     assert len(line["reason"] or "") <= REASON_CHARS
+    assert len(line["plan"] or "") <= PLAN_CHARS
+
+
+def test_plan_that_the_settings_do_not_know_makes_no_label() -> None:
+    telemetry = Telemetry(["default"], Idle())
+    exchange = telemetry.begin()
+    exchange.plan, exchange.cost_microusd = "of a token's claim", 1
+    telemetry.finish(exchange)
+    found = parsed(telemetry.metrics.exposition().decode())
+    assert [labels for name, labels, _ in found if name == "fal_proxy_cost_microusd_total"] == [{"plan": "default"}]
 
 
 class SlowStream:

@@ -18,6 +18,7 @@ from fal_proxy.settings import says
 LOGGER = "fal_proxy.access"
 ENDPOINT_CHARS = 200
 REASON_CHARS = 300
+PLAN_CHARS = 64
 
 _log = logging.getLogger(LOGGER)
 
@@ -75,7 +76,7 @@ def line_of(exchange: Exchange, now: datetime) -> AccessLine:
         id=exchange.id,
         caller=caller.shown if caller else None,
         source=caller.source if caller else None,
-        plan=exchange.plan,
+        plan=_printable(exchange.plan or "", PLAN_CHARS),
         kind=exchange.kind_shown,
         endpoint=_printable(exchange.endpoint_id, ENDPOINT_CHARS),
         decision=exchange.decision,

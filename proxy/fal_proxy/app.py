@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fal_proxy import check
+from fal_proxy.admin import Admin
 from fal_proxy.environment import Secret, fal_key, header_secret, signing_secrets
 from fal_proxy.errors import Misconfigured, Refusal
 from fal_proxy.exchange import Request
@@ -24,7 +25,8 @@ from fal_proxy.policy.origin import Site
 from fal_proxy.policy.plans import compile_plan
 from fal_proxy.relay.http import Patience, Reset
 from fal_proxy.relay.inbound import Receive, Send
-from fal_proxy.settings import ENV_UPSTREAM, Settings, config_path
+from fal_proxy.settings import ENV_ADMIN_TOKEN, ENV_UPSTREAM, Settings, config_path
+from fal_proxy.telemetry import Telemetry
 from fal_proxy.upstream.dial import Dialer, Route
 from fal_proxy.upstream.engine import Engine
 
@@ -35,9 +37,14 @@ Scope = MutableMapping[str, Any]
 
 
 class App:
-    """The ASGI application. Close it with its lifespan, or with `await close()`."""
+    """The ASGI application. Close it with its lifespan, or with `await close()`.
 
-    def __init__(self, gateway: Gateway) -> None:
+    `admin` is another one, for a listener of its own; `metrics` is what it shows.
+    """
+
+    def __init__(self, gateway: Gateway, admin: Admin) -> None:
+        self.admin = admin
+        self.metrics = gateway.telemetry.metrics
         self._gateway = gateway
         self._mount = gateway.mount
 
@@ -51,9 +58,10 @@ class App:
             await send({"type": "websocket.close", "code": 1000})
 
     async def close(self) -> None:
-        """Close idle upstream connections, and what identity sources hold open."""
+        """Close idle upstream connections and what identity sources hold open, and let every access line reach its reader."""
         self._gateway.engine.close()
         await self._gateway.identities.close()
+        self._gateway.telemetry.close()
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = read_request(scope)
@@ -127,6 +135,9 @@ def create_app(
     used = key or fal_key(environ)
     assert used is not None, "check requires a key"  # noqa: S101 -- narrows the type
     site = Site(settings.server.public_url, settings.server.hosts, settings.cors.origins)
+    engine = Engine(Dialer(settings.upstream.connect_seconds))
+    telemetry = Telemetry(settings.plans, engine)
+    token = environ.get(ENV_ADMIN_TOKEN)
     return App(
         Gateway(
             mount=settings.mount.encode(),
@@ -135,12 +146,14 @@ def create_app(
             plans={name: compile_plan(name, plan) for name, plan in settings.plans.items()},
             inputs=InputRules(settings.inputs),
             storage_mode=settings.storage.mode,
-            engine=Engine(Dialer(settings.upstream.connect_seconds)),
+            engine=engine,
             route=Route(environ.get(ENV_UPSTREAM)),
             key=used,
             patience=Patience(settings.upstream.head_seconds, settings.upstream.body_idle_seconds),
             max_body_bytes=settings.server.max_body_bytes,
-        )
+            telemetry=telemetry,
+        ),
+        Admin(settings.admin.host, Secret(token) if token else None, telemetry.metrics),
     )
 
 

@@ -11,7 +11,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fal_proxy.environment import Secret, fal_key, header_secret, signing_secrets
+from fal_proxy.admin import is_loopback
+from fal_proxy.environment import MIN_SECRET_BYTES, Secret, fal_key, header_secret, signing_secrets
 from fal_proxy.identity import DEFAULT_PLAN
 from fal_proxy.identity.findings import judge_sources, named_elsewhere
 from fal_proxy.identity.key import KeyFileError, KeyRecord, read
@@ -22,6 +23,7 @@ from fal_proxy.policy.endpoints import Globs
 from fal_proxy.policy.origin import Site
 from fal_proxy.policy.plans import compile_plan
 from fal_proxy.settings import (
+    ENV_ADMIN_TOKEN,
     ENV_SECRET,
     ENV_UPSTREAM,
     Plan,
@@ -79,6 +81,7 @@ def examine(
         for fault in inputs.faults(rule):
             report.error(f"inputs[{index}]", fault)
     _judge_sources(report, config_path(config, environ).parent, environ)
+    _judge_admin(report, environ.get(ENV_ADMIN_TOKEN, ""))
     return report
 
 
@@ -100,6 +103,19 @@ def _judge_values(report: Report) -> None:
         report.attempt("server.hosts", lambda host=host: Site("", [host], ()))  # type: ignore[misc]
     for network in server.trusted_proxies:
         report.attempt("server.trusted_proxies", lambda network=network: TrustedProxies([network]))  # type: ignore[misc]
+
+
+def _judge_admin(report: Report, token: str) -> None:
+    admin = report.settings.admin
+    if not 0 <= admin.port <= 65535:
+        report.error("admin.port", "must be 0 (off) to 65535")
+    if token and (len(token) < MIN_SECRET_BYTES or not token.isascii() or not token.isprintable() or " " in token):
+        report.error(ENV_ADMIN_TOKEN, f"needs at least {MIN_SECRET_BYTES} printable ASCII characters, no spaces")
+    if admin.port and not is_loopback(admin.host):
+        if token:
+            report.warn("admin.host", "is not loopback: metrics and their token travel unencrypted")
+        else:
+            report.error("admin.host", f"is not loopback, so it needs {ENV_ADMIN_TOKEN}; or set admin.port = 0")
 
 
 def _judge_secrets(report: Report, environ: Mapping[str, str], key: Secret | None) -> None:

@@ -20,7 +20,7 @@ import click
 
 from fal_proxy import check as checks
 from fal_proxy._version import __version__
-from fal_proxy.app import create_app
+from fal_proxy.app import App, create_app
 from fal_proxy.environment import Secret
 from fal_proxy.errors import Misconfigured
 from fal_proxy.identity import key as user_keys
@@ -36,6 +36,8 @@ from fal_proxy.settings import (
     Settings,
     config_path,
 )
+from fal_proxy.telemetry.access import LOGGER as ACCESS_LOGGER
+from fal_proxy.telemetry.lines import LineWriter
 
 EXIT_MISCONFIGURED = 3
 P = ParamSpec("P")
@@ -90,7 +92,16 @@ def serve(config: str | None, host: str | None, port: int | None, reuse_port: bo
     server = report.settings.server
     sock = bind(host or server.host, server.port if port is None else port, reuse_port=reuse_port)
     listener = Listener(app, sock)
-    run_server(listener, lambda: _announce(listener))
+    admin = _admin_listener(report.settings, app)
+    lines = _access_lines()
+
+    def announce() -> None:
+        _announce(listener)
+        if admin is not None:
+            click.echo(f"fal-proxy: metrics on {admin.url}/metrics", err=True)
+        lines.start()
+
+    run_server(listener, announce, beside=admin)
 
 
 @main.command()
@@ -112,10 +123,12 @@ def dev(port: int) -> None:
         environ = {ENV_SECRET: secrets.token_hex(32), ENV_UPSTREAM: fal.url}
         app = create_app(settings, environ=environ, key=Secret(f"{uuid.uuid4()}:{secrets.token_hex(16)}"))
         proxy = Listener(app, proxy_sock)
+        lines = _access_lines()
 
         def announce() -> None:
             _announce(proxy)
             click.echo(_DEV_HINT.format(url=proxy.url, mount=settings.mount, key=key, fal=fal.url))
+            lines.start()
 
         run_server(proxy, announce, beside=fal)
 
@@ -209,6 +222,25 @@ def _key_file(config: str | None) -> tuple[Path, Settings]:
     if errors := [f"{finding.path}: {finding.message}" for finding in findings if finding.level == "error"]:
         raise Misconfigured(errors)
     return config_path(config, os.environ).parent / settings.identity.key.file, settings
+
+
+def _admin_listener(settings: Settings, app: App) -> Listener | None:
+    if not settings.admin.port:
+        return None
+    try:
+        return Listener(app.admin, bind(settings.admin.host, settings.admin.port))
+    except Misconfigured as error:
+        raise Misconfigured([f"admin.port: {finding}" for finding in error.findings]) from error
+
+
+def _access_lines() -> LineWriter:
+    """Send access lines to stdout, and nowhere else; they wait until the first line of stdout is written."""
+    lines = LineWriter(sys.stdout)
+    logger = logging.getLogger(ACCESS_LOGGER)
+    logger.addHandler(lines)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    return lines
 
 
 def _announce(listener: Listener) -> None:

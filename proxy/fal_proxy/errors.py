@@ -41,6 +41,7 @@ ERROR_TYPES: dict[str, ErrorType] = {
     "body_too_large": ErrorType(413, "the body exceeds server.max_body_bytes"),
     "misdirected_host": ErrorType(421, "the Host name is not one of ours"),
     "input_denied": ErrorType(422, "the input breaks a rule of this deployment; the text names the field"),
+    "rate_limited": ErrorType(429, "too many requests; repeat after `retry-after`"),
     "upstream_outcome_unknown": ErrorType(500, "a paid request was sent and its outcome is unknown; do not repeat it"),
     "internal_error": ErrorType(500, "a fault of ours"),
     "upstream_unreachable": ErrorType(502, "fal could not be reached, or left before answering"),

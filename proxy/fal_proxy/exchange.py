@@ -1,8 +1,14 @@
-"""The words of the domain as values: who calls, what they want, what was decided. No behaviour beyond questions."""
+"""The words of the domain as values: who calls, what they want, what was decided, what came of it.
+
+No behaviour beyond questions; only the Exchange changes while its request lasts.
+"""
 
 from __future__ import annotations
 
 import enum
+import secrets
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from hashlib import blake2s
 from typing import NamedTuple
@@ -116,3 +122,71 @@ class Request:
         if len(found) > 1:
             raise Refusal("bad_request", f"more than one {name.decode('ascii')} field")
         return found[0] if found else None
+
+
+ADMITTED = "admitted"  # the decision about an exchange that nothing refused
+PREFLIGHT = "preflight"  # shown in place of a kind: the browser's question before the request itself
+NO_KIND = "none"  # shown in place of a kind: refused before the target was understood
+
+
+class Ending(enum.Enum):
+    """How the caller's answer ended."""
+
+    COMPLETE = "complete"  # an answer of fal's, or a preflight's, went down to its clean end
+    REFUSED = "refused"  # an error of ours went down instead
+    CUT = "cut"  # broken off after its head by upstream, or at any time by the end of this process
+    CLIENT_GONE = "client_gone"  # the caller left first
+    FAULT = "fault"  # a bug of ours
+
+
+@dataclass(slots=True, eq=False)
+class Exchange:
+    """One request below the mount and what came of it. The gateway fills it, the relay its upstream part.
+
+    Holds no field, query or body of either side. All seconds count from `started`, except `dialled_seconds`.
+    """
+
+    clock: Callable[[], float] = field(default=time.monotonic, repr=False)
+    id: str = field(default_factory=lambda: secrets.token_hex(6))
+    started: float = field(init=False)
+
+    caller: Caller | None = None
+    plan: str | None = None  # its name; metrics count only those of the settings
+    preflight: bool = False
+    kind: Kind | None = None
+    endpoint_id: str = ""
+    decision: str = ADMITTED  # or the error type of the refusal
+    reason: str = ""  # one sentence about a refusal or a cut; holds no credential
+
+    status: int | None = None  # of the answer that went down
+    bytes_up: int = 0  # of the request body, sent to upstream
+    bytes_down: int = 0  # of the answer's body, sent to the caller
+    dialled_seconds: float | None = None  # how long dialling took; None: a connection was reused, or none needed
+    reused: bool = False  # the connection had carried another call before
+    written: bool = False  # a request byte may have reached upstream
+    upstream_status: int | None = None
+    first_byte_seconds: float | None = None  # until the head of upstream's answer
+    whole: bool = False  # upstream's answer was read to its clean end
+    units: str | None = None  # what fal billed, as fal wrote it
+    cost_microusd: int | None = None
+    ended_seconds: float | None = None
+    ending: Ending = Ending.COMPLETE
+
+    def __post_init__(self) -> None:
+        self.started = self.clock()
+
+    @property
+    def elapsed_seconds(self) -> float:
+        """Return the time since it began."""
+        return self.clock() - self.started
+
+    @property
+    def kind_shown(self) -> str:
+        """Return what logs and metrics call its kind: a Kind, PREFLIGHT or NO_KIND, and nothing else."""
+        if self.kind is not None:
+            return self.kind.value
+        return PREFLIGHT if self.preflight else NO_KIND
+
+    def refused(self, refusal: Refusal, ending: Ending = Ending.REFUSED) -> None:
+        """Note that an error of ours answers."""
+        self.decision, self.reason, self.ending = refusal.error_type, refusal.detail, ending

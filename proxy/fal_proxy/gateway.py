@@ -4,11 +4,12 @@
 
 Every stage is a function that returns a value or raises a Refusal with a reason; no stage knows another. The first
 failure answers. What a caller is told about a page's origin comes before what they are told about endpoints, and
-nothing is dialled before everything was judged.
+nothing is dialled before everything was judged. However it ends, the exchange is recorded once, at its end.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from fal_proxy import headers as fields
 from fal_proxy._version import __version__
 from fal_proxy.environment import Secret
 from fal_proxy.errors import ClientGone, Refusal, render
-from fal_proxy.exchange import Addressed, Request, Target
+from fal_proxy.exchange import Addressed, Ending, Exchange, Request, Target
 from fal_proxy.headers import Headers
 from fal_proxy.identity import Identities
 from fal_proxy.policy.inputs import InputRules, carries_input, judge_shape
@@ -26,6 +27,7 @@ from fal_proxy.policy.plans import CompiledPlan, closed_plan, permit
 from fal_proxy.policy.target import resolve
 from fal_proxy.relay.http import Outgoing, Patience, Reset, relay
 from fal_proxy.relay.inbound import Inbound, OnDeparture, Receive, Send
+from fal_proxy.telemetry import Telemetry
 from fal_proxy.upstream.credentials import authorization
 from fal_proxy.upstream.dial import Route
 from fal_proxy.upstream.engine import Engine
@@ -53,6 +55,7 @@ class Gateway:
     key: Secret
     patience: Patience
     max_body_bytes: int
+    telemetry: Telemetry
 
     async def handle(
         self, request: Request, receive: Receive, send: Send, on_departure: OnDeparture | None = None
@@ -61,39 +64,50 @@ class Gateway:
 
         `on_departure` takes a function to call when the caller leaves, where the server can tell.
         """
-        reply = Reply(send)
+        exchange = self.telemetry.begin()
+        reply = Reply(send, exchange)
         try:
             accepted = self.judge_host(request, reply)
             announced = announced_bytes(request)
             if is_preflight(request):
+                exchange.preflight = True
                 await self._answer_preflight(request, accepted, reply)
                 return
             caller = await self.identities.identify(request)
-            reply.cookie = caller.set_cookie
+            exchange.caller, reply.cookie = caller, caller.set_cookie
             plan = self.plans.get(caller.plan) or closed_plan(caller.plan)
+            exchange.plan = plan.name
             addressed = address(request, self.mount)
             target = resolve(addressed.raw, request.method, plan.methods)
+            exchange.kind, exchange.endpoint_id = target.kind, target.endpoint_id
             judge_cross_site(caller, request, origin_accepted=accepted, header_form=addressed.header_form)
             permit(target, plan, storage_mode=self.storage_mode)
             outgoing = self._prepare(request, target, plan, announced)
             inbound = Inbound(receive, self.max_body_bytes, announced, on_departure)
             if carries_input(target) and self.inputs.applies(target.endpoint_id):
                 outgoing = outgoing.rebuilt(await self._judge_input(request, target, inbound))
-            await relay(self.engine, outgoing, inbound, send, reply.head, self.patience)
+            await relay(self.engine, outgoing, inbound, send, reply.head, self.patience, exchange)
         except Refusal as refusal:
             if reply.started:
+                exchange.ending, exchange.reason = Ending.CUT, refusal.detail
                 raise Reset(refusal.detail) from refusal
+            exchange.refused(refusal)
             await reply.refuse(refusal)
         except ClientGone:
-            pass
-        except Reset:
+            exchange.ending = Ending.CLIENT_GONE
+        except (Reset, asyncio.CancelledError) as cut:
+            exchange.ending, exchange.reason = Ending.CUT, str(cut)
             raise
         except Exception:
             # The text of a fault of ours may hold anything; the caller gets none of it.
             _log.exception("fault while answering %s", request.method)
+            fault = Refusal("internal_error", "a fault of the proxy; its log says more")
+            exchange.refused(fault, Ending.FAULT)
             if reply.started:
                 raise
-            await reply.refuse(Refusal("internal_error", "a fault of the proxy; its log says more"))
+            await reply.refuse(fault)
+        finally:
+            self.telemetry.finish(exchange)
 
     def judge_host(self, request: Request, reply: Reply) -> bool | None:
         """Judge the Host, settle the answer's CORS fields, and say whether the page's origin is accepted (None: no page).
@@ -142,11 +156,16 @@ class Gateway:
 class Reply:
     """The way down: what every answer carries, and whether its head has gone."""
 
-    def __init__(self, send: Send) -> None:
+    def __init__(self, send: Send, exchange: Exchange | None = None) -> None:
         self.send = send
+        self.exchange = exchange or Exchange()  # beside the mount there is none, and nobody reads this one
         self.cors = fields.cors(None, ours=True)
         self.cookie: bytes | None = None
-        self.started = False
+
+    @property
+    def started(self) -> bool:
+        """Say whether the head has gone."""
+        return self.exchange.status is not None
 
     async def head(self, status: int, upstream: Headers) -> None:
         """Send a head: fal's fields by allow-list, then ours."""
@@ -171,10 +190,11 @@ class Reply:
             (b"date", fields.http_date()),
         ]
         await self._start(status, headers)
+        self.exchange.bytes_down += len(body)
         await self.send({"type": "http.response.body", "body": body})
 
     async def _start(self, status: int, passed: Headers) -> None:
-        self.started = True
+        self.exchange.status = status
         headers = passed + fields.ALWAYS_DOWN + self.cors
         if self.cookie is not None:
             headers.append((b"set-cookie", self.cookie))

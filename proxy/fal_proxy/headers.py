@@ -6,6 +6,7 @@ promises and as the engine makes them.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterable
 from email.utils import formatdate
 
@@ -76,6 +77,9 @@ _PREFLIGHT_NAMES_MAX_BYTES = 4096
 _TOKEN = frozenset(b"!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ")
 
 
+_UNITS = re.compile(rb"[0-9]{1,12}(\.[0-9]{1,8})?")
+
+
 def values(headers: Iterable[tuple[bytes, bytes]], name: bytes) -> list[bytes]:
     """Return the value of every line called `name`."""
     return [value for key, value in headers if key == name]
@@ -132,6 +136,12 @@ def is_active(content_type: bytes) -> bool:
         "html" in essence or "svg" in essence or "xsl" in essence or essence.endswith(("/xml", "+xml"))
         for essence in essences
     )
+
+
+def billable_units(headers: Headers) -> str | None:
+    """Return how many units fal billed, as fal wrote it; None unless one line holds a plain decimal number."""
+    lines = values(headers, b"x-fal-billable-units")
+    return lines[0].decode("ascii") if len(lines) == 1 and _UNITS.fullmatch(lines[0]) else None
 
 
 def http_date() -> bytes:

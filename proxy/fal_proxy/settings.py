@@ -26,8 +26,9 @@ ENV_SECRET = "FAL_PROXY_SECRET"  # noqa: S105 -- the name of the variable, not a
 ENV_SECRET_FILE = "FAL_PROXY_SECRET_FILE"  # noqa: S105 -- as above
 ENV_HEADER_SECRET = "FAL_PROXY_HEADER_SECRET"  # noqa: S105 -- as above
 ENV_UPSTREAM = "FAL_PROXY_UPSTREAM"
+ENV_ADMIN_TOKEN = "FAL_PROXY_ADMIN_TOKEN"  # noqa: S105 -- as above
 ENV_CONFIG = "FAL_PROXY_CONFIG"
-_ENV_RESERVED = frozenset([ENV_SECRET, ENV_SECRET_FILE, ENV_HEADER_SECRET, ENV_UPSTREAM, ENV_CONFIG])
+_ENV_RESERVED = frozenset([ENV_SECRET, ENV_SECRET_FILE, ENV_HEADER_SECRET, ENV_UPSTREAM, ENV_CONFIG, ENV_ADMIN_TOKEN])
 _HOST_NAME = re.compile(r"[a-z0-9._\-]+|[0-9a-f:.]+")  # the second: IPv6, without its brackets
 
 
@@ -157,6 +158,15 @@ class Storage(_Section, frozen=True):
     mode: Annotated[Literal["direct", "off"], says("`direct`: the browser uploads with a signed URL; `off`")] = "direct"
 
 
+class Admin(_Section, frozen=True):
+    """`[admin]`: the listener for whoever operates this."""
+
+    host: Annotated[str, says("address of the listener for metrics; off loopback it needs `FAL_PROXY_ADMIN_TOKEN`")] = (
+        "127.0.0.1"
+    )
+    port: Annotated[int, says("its port; 0: off")] = 9090
+
+
 class Settings(_Section, frozen=True):
     """Everything one deployment decides. Build it with `Settings.load`, or by hand for an app of your own."""
 
@@ -168,6 +178,7 @@ class Settings(_Section, frozen=True):
     plans: dict[str, Plan] = msgspec.field(default_factory=dict)
     inputs: tuple[InputRule, ...] = ()
     storage: Storage = Storage()
+    admin: Admin = Admin()
 
     @classmethod
     def load(

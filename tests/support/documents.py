@@ -13,6 +13,8 @@ import msgspec
 from fal_proxy.errors import ERROR_TYPES
 from fal_proxy.loading import section_in, written
 from fal_proxy.settings import Settings
+from fal_proxy.telemetry.access import AccessLine
+from fal_proxy.telemetry.metrics import METRICS
 
 README = Path(__file__).resolve().parents[2] / "README.md"
 
@@ -25,6 +27,21 @@ def error_rows() -> list[str]:
 def setting_rows() -> list[str]:
     """Return one table row per setting, with its default as TOML writes it."""
     return [f"| `{path}` | `{default}` | {description} |" for path, default, description in _walk(Settings, "")]
+
+
+def access_rows() -> list[str]:
+    """Return one table row per field of an access line."""
+    hints = get_type_hints(AccessLine, include_extras=True)
+    return [f"| `{name}` | {hint.__metadata__[0].description} |" for name, hint in hints.items()]
+
+
+def metric_rows() -> list[str]:
+    """Return one table row per metric."""
+    rows = METRICS.values()
+    return [
+        f"| `{row.name}` | {row.type} | {' '.join(f'`{label}`' for label in row.labels)} | {row.meaning} |"
+        for row in rows
+    ]
 
 
 def _walk(kind: type[msgspec.Struct], prefix: str) -> Iterator[tuple[str, str, str]]:
@@ -40,7 +57,13 @@ def _walk(kind: type[msgspec.Struct], prefix: str) -> Iterator[tuple[str, str, s
 
 def with_tables(text: str) -> str:
     """Return the README with its derived tables filled in."""
-    for name, rows in {"errors": error_rows(), "settings": setting_rows()}.items():
+    tables = {
+        "errors": error_rows(),
+        "settings": setting_rows(),
+        "access": access_rows(),
+        "metrics": metric_rows(),
+    }
+    for name, rows in tables.items():
         pattern = rf"(<!-- {name}: [^\n]*-->\n[^\n]*\n[^\n]*\n).*?(<!-- /{name} -->)"
         filled = "\n".join(rows).replace("\\", r"\\")
         text = re.sub(pattern, rf"\g<1>{filled}\n\g<2>", text, flags=re.DOTALL)

@@ -43,6 +43,7 @@ async def measure(direction: str, mebibytes: int) -> Growth:
         FAL_PROXY_SECRET="a signing secret for tests only and long enough",
         FAL_PROXY_UPSTREAM=f"http://127.0.0.1:{upstream.port}",
         FAL_PROXY_SERVER__HOSTS='["127.0.0.1"]',
+        FAL_PROXY_ADMIN__PORT="0",
     )
     try:
         with tempfile.TemporaryDirectory() as folder:

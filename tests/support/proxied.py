@@ -34,6 +34,7 @@ class Proxy:
 
     origin: str
     user_key: str
+    app: App
 
     @property
     def url(self) -> str:
@@ -70,7 +71,7 @@ async def proxied(
     surroundings = {"FAL_PROXY_SECRET": SIGNING_SECRET, "FAL_PROXY_UPSTREAM": upstream, **(environ or {})}
     app = CanaryWatch(create_app(settings, environ=surroundings, key=FAL_KEY))
     async with serving(Listener(app, bind("127.0.0.1", 0))) as origin:
-        yield Proxy(origin, user_key)
+        yield Proxy(origin, user_key, app.app)
     assert not app.leaks, f"the fal key went down to a caller: {app.leaks}"
 
 

@@ -23,7 +23,6 @@ from fal_proxy.settings import (
 from fal_proxy.upstream.connection import Connection
 from fal_proxy.upstream.dial import Dialer, Origin
 from fal_proxy.upstream.engine import Call, Engine
-from fal_proxy.upstream.pool import Pool
 from support.proxied import FAL_KEY, FAL_KEY_ID, FAL_KEY_SECRET, SIGNING_SECRET, open_settings
 
 # What the contract's page on settings says, for the keys that exist.
@@ -56,6 +55,7 @@ DEFAULTS = {
     "plans": {},
     "storage": {"mode": "direct"},
     "inputs": [],
+    "admin": {"host": "127.0.0.1", "port": 9090},
 }
 
 
@@ -300,7 +300,7 @@ async def test_no_repr_of_what_the_proxy_is_made_of_holds_the_key(tmp_path: Path
     settings = open_settings(tmp_path)
     app = create_app(settings, environ={"FAL_PROXY_SECRET": SIGNING_SECRET}, key=FAL_KEY)
     engine = Engine(Dialer(1))
-    call = Call(Connection(), Origin("https", "fal.run", 443), Pool(), reused=False)
+    call = Call(Connection(), Origin("https", "fal.run", 443), lambda *_: None, reused=False)
     gateway = next(value for name, value in vars(app).items() if name == "_gateway")
     sources = gateway.identities._sources
     shown = " ".join(repr(part) for part in [settings, app, vars(app), gateway, engine, call, *sources])

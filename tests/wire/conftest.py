@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 
 from fal_proxy.settings import Settings
+from support.lines import Lines
 from support.peers import Upstream
 from support.proxied import Proxy, StartProxy, open_settings, proxied
+
+
+@pytest.fixture
+def lines() -> Iterator[Lines]:
+    """Every access line of the test, as it is written."""
+    with Lines() as collected:
+        yield collected
 
 
 @pytest.fixture

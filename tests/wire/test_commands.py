@@ -27,7 +27,8 @@ sources = ["key", "anonymous"]
 [plans.default]
 endpoints = ["fal-ai/flux/**"]
 """
-SECRETS = {"FAL_KEY": FAL_KEY.reveal(), "FAL_PROXY_SECRET": SIGNING_SECRET}
+# Several of these may run at once: none of them takes the port of the admin listener.
+SECRETS = {"FAL_KEY": FAL_KEY.reveal(), "FAL_PROXY_SECRET": SIGNING_SECRET, "FAL_PROXY_ADMIN__PORT": "0"}
 
 
 class Ended(NamedTuple):
@@ -125,7 +126,9 @@ def test_serve_announces_itself_serves_alone_and_ends_on_sigterm(configured: Pat
         assert not children.exists() or not children.read_text(), "one process"
         end = proxy.stop()
     assert end.code == 0
-    assert end.out == proxy.first_line, "stdout says where it listens and nothing else"
+    first, *lines = end.out.splitlines(keepends=True)
+    assert first == proxy.first_line
+    assert [json.loads(line)["status"] for line in lines] == [401], "behind it, one line per exchange below the mount"
     assert end.err.splitlines()
     assert all(line.startswith("fal-proxy: warning: identity.") for line in end.err.splitlines())
 

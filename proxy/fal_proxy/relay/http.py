@@ -25,8 +25,8 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 
 from fal_proxy.errors import ClientGone, FalProxyError, Refusal, UpstreamCut, UpstreamError, UpstreamInvalid
-from fal_proxy.exchange import Kind, Target, Traits
-from fal_proxy.headers import Headers, media_type, values
+from fal_proxy.exchange import Exchange, Kind, Target, Traits
+from fal_proxy.headers import Headers, billable_units, media_type, values
 from fal_proxy.relay.events import WholeCharacters
 from fal_proxy.relay.inbound import Inbound, Send
 from fal_proxy.upstream.answer import Head
@@ -78,25 +78,33 @@ Respond = Callable[[int, Headers], Awaitable[None]]
 
 
 async def relay(
-    engine: Engine, outgoing: Outgoing, inbound: Inbound, send: Send, respond: Respond, patience: Patience
+    engine: Engine,
+    outgoing: Outgoing,
+    inbound: Inbound,
+    send: Send,
+    respond: Respond,
+    patience: Patience,
+    exchange: Exchange,
 ) -> None:
     """Carry one exchange. Raises Refusal before the head went down, Reset after it, ClientGone for a departed caller.
 
-    `respond` sends the answer's head together with everything that we add to it.
+    `respond` sends the answer's head together with everything that we add to it. What happens upstream is noted in
+    `exchange`.
     """
     kind = outgoing.target.kind
     first = await _first_bytes(outgoing, inbound)
     inbound.watch()
-    upload = _Upload(inbound, kind.traits)
+    upload = _Upload(inbound, kind.traits, exchange)
     try:
         try:
-            call, head = await _ask(engine, outgoing, upload, first, patience.until_head(kind))
+            call, head = await _ask(engine, outgoing, upload, first, patience.until_head(kind), exchange)
             whole = await _read_whole(call, head, kind, patience.body_idle_seconds)
+            exchange.whole = whole.ended
         except UpstreamError as error:
             raise refusal_for(error, kind.traits) from error
         if inbound.gone:
             raise ClientGone
-        await _answer(call, head, whole, send, respond, patience.body_idle_seconds)
+        await _answer(call, head, whole, send, respond, patience.body_idle_seconds, exchange)
     finally:
         upload.close()
 
@@ -121,9 +129,10 @@ async def _first_bytes(outgoing: Outgoing, inbound: Inbound) -> bytes:
 class _Upload:
     """The way up: the request, its body, and what the caller's departure means for it. Owns the call it started."""
 
-    def __init__(self, inbound: Inbound, traits: Traits) -> None:
+    def __init__(self, inbound: Inbound, traits: Traits, exchange: Exchange) -> None:
         self._inbound = inbound
         self._traits = traits
+        self._exchange = exchange
         self._call: Call | None = None
         self._pump: asyncio.Task[None] | None = None
 
@@ -136,6 +145,8 @@ class _Upload:
         complete = self._inbound.complete
         length = len(first) if complete else outgoing.announced_bytes
         call.start(outgoing.method, outgoing.path_and_query, outgoing.headers, length=length, body=first)
+        self._exchange.written = True
+        self._exchange.bytes_up = len(first)
         if not complete:
             self._pump = asyncio.get_running_loop().create_task(self._to_upstream(call))
 
@@ -166,6 +177,7 @@ class _Upload:
         try:
             while data := await self._inbound.read():
                 call.write(data)
+                self._exchange.bytes_up += len(data)
                 if call.write_paused:
                     await call.drained()
             call.finish()
@@ -178,11 +190,11 @@ class _Upload:
 
 
 async def _ask(
-    engine: Engine, outgoing: Outgoing, upload: _Upload, first: bytes, head_seconds: float
+    engine: Engine, outgoing: Outgoing, upload: _Upload, first: bytes, head_seconds: float, exchange: Exchange
 ) -> tuple[Call, Head]:
     """Send the request and return the answer's head."""
     repeatable = outgoing.method == b"GET" and not outgoing.target.kind.traits.paid
-    call = await engine.open(outgoing.origin)
+    call = await _open(engine, outgoing, exchange)
     try:
         upload.start(call, outgoing, first)
         head = await call.head(head_seconds)
@@ -190,12 +202,26 @@ async def _ask(
         if not call.reused or call.answered or (call.written and not repeatable):
             raise
         upload.drop()
-        call = await engine.open(outgoing.origin, fresh=True)
+        call = await _open(engine, outgoing, exchange, fresh=True)
         upload.start(call, outgoing, first)
         head = await call.head(head_seconds)
+    exchange.first_byte_seconds = exchange.elapsed_seconds
+    exchange.upstream_status, exchange.units = head.status, billable_units(head.headers)
     if 300 <= head.status < 400 and head.status != 304:
         raise UpstreamInvalid("upstream answered with a redirect, which is never followed", written=True)
     return call, head
+
+
+async def _open(engine: Engine, outgoing: Outgoing, exchange: Exchange, *, fresh: bool = False) -> Call:
+    """Return a call, noting how long dialling took, whether it succeeded or not."""
+    began = exchange.clock()
+    exchange.reused = False
+    try:
+        call = await engine.open(outgoing.origin, fresh=fresh)
+        exchange.reused = call.reused
+        return call
+    finally:
+        exchange.dialled_seconds = None if exchange.reused else exchange.clock() - began
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,7 +261,9 @@ async def _read_up_to(call: Call, limit_bytes: int, idle_seconds: float) -> _Who
     return _Whole(b"".join(parts), ended=False)
 
 
-async def _answer(call: Call, head: Head, whole: _Whole, send: Send, respond: Respond, idle_seconds: float) -> None:
+async def _answer(
+    call: Call, head: Head, whole: _Whole, send: Send, respond: Respond, idle_seconds: float, exchange: Exchange
+) -> None:
     """Send the answer down: head, what was read, and the rest as it comes."""
     bodiless = head.status in (204, 304)
     fields = (
@@ -243,22 +271,28 @@ async def _answer(call: Call, head: Head, whole: _Whole, send: Send, respond: Re
     )
     if whole.ended:
         await respond(head.status, fields if bodiless else [*fields, (b"content-length", b"%d" % len(whole.body))])
+        exchange.bytes_down += len(whole.body)
         await send({"type": "http.response.body", "body": whole.body})
         return
     await respond(head.status, fields)
     characters = WholeCharacters() if _is_event_stream(head) else None
     if whole.body:
+        exchange.bytes_down += len(whole.body)
         await send({"type": "http.response.body", "body": whole.body, "more_body": True})
     try:
         while data := await call.read(idle_seconds):
             if characters is not None and not (data := characters.feed(data)):
                 continue
+            exchange.bytes_down += len(data)
             await send({"type": "http.response.body", "body": data, "more_body": True})
     except (UpstreamError, Refusal) as error:  # a Refusal: the body that was still going up broke its cap
         if characters is not None and (rest := characters.rest()):
+            exchange.bytes_down += len(rest)
             await send({"type": "http.response.body", "body": rest, "more_body": True})
         raise Reset(error.detail) from error
+    exchange.whole = True
     rest = characters.rest() if characters is not None else b""
+    exchange.bytes_down += len(rest)
     await send({"type": "http.response.body", "body": rest})
 
 

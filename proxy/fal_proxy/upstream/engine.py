@@ -21,6 +21,7 @@ whoever waits with the given error. What arrived before a failure is read before
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 from fal_proxy.errors import FalProxyError, UpstreamCut, UpstreamError, UpstreamInvalid, UpstreamTimeout
 from fal_proxy.headers import Headers
@@ -38,6 +39,7 @@ class Engine:
     def __init__(self, dialer: Dialer, pool: Pool[Origin, Connection] | None = None) -> None:
         self._dialer = dialer
         self._pool: Pool[Origin, Connection] = pool if pool is not None else Pool()
+        self.open_calls = 0
 
     @property
     def idle(self) -> int:
@@ -50,24 +52,36 @@ class Engine:
         reused = connection is not None
         if connection is None:
             connection = await self._dialer.connect(origin)
-        return Call(connection, origin, self._pool, reused=reused)
+        self.open_calls += 1
+        return Call(connection, origin, self._released, reused=reused)
 
     def close(self) -> None:
         """Close all idle connections; calls in progress end with their own release."""
         self._pool.close()
 
+    def _released(self, origin: Origin, connection: Connection, clean: bool) -> None:
+        self.open_calls -= 1
+        if clean:
+            self._pool.put(origin, connection)
+        else:
+            connection.abort()
+
+
+Released = Callable[[Origin, Connection, bool], None]
+
 
 class Call:
     """One request and its answer on one connection."""
 
-    def __init__(self, connection: Connection, origin: Origin, pool: Pool[Origin, Connection], *, reused: bool) -> None:
+    def __init__(self, connection: Connection, origin: Origin, released: Released, *, reused: bool) -> None:
+        """Take what `release` hands the connection to, with whether it may carry another call."""
         self.reused = reused
         self.written = False
         self.answered = False  # any byte of an answer arrived
         self.request_done = False  # the whole request was handed over
         self._connection = connection
         self._origin = origin
-        self._pool = pool
+        self._hand_back = released
         self._loop = asyncio.get_running_loop()
         self._answer = Answer(b"")
         self._unsent: int | None = 0  # body bytes still owed; None: chunked
@@ -191,10 +205,8 @@ class Call:
         clean = self.request_done and answer.done and answer.reusable and not answer.buffered_bytes
         connection, self._connection = self._connection, Connection()  # a stale handle reaches nobody
         connection.listen(None)
-        if clean and self._error is None and not connection.write_paused:
-            self._pool.put(self._origin, connection)
-        else:
-            connection.abort()
+        clean = clean and self._error is None and not connection.write_paused
+        self._hand_back(self._origin, connection, clean)
         self._error = self._error or UpstreamCut("the call is over", written=self.written)
         self._wake()
 

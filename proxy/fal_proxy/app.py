@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Callable, Mapping, MutableMapping
 from pathlib import Path
 from typing import Any
 
 from fal_proxy import check
+from fal_proxy.address_guard import AddressGuard
 from fal_proxy.admin import Admin
+from fal_proxy.admission.gate import Gate
+from fal_proxy.admission.limits import compile_limits, parse_budget
+from fal_proxy.admission.settler import Settler
 from fal_proxy.environment import Secret, fal_key, header_secret, signing_secrets
-from fal_proxy.errors import Misconfigured, Refusal
+from fal_proxy.errors import Misconfigured, Refusal, StoreUnavailable
 from fal_proxy.exchange import Request
-from fal_proxy.gateway import Gateway, Reply
+from fal_proxy.gateway import CLIENT_PROXY, Gateway, Reply
 from fal_proxy.identity import Identities, Source
 from fal_proxy.identity.anonymous import Anonymous
 from fal_proxy.identity.forward import ForwardAuth
@@ -23,9 +28,11 @@ from fal_proxy.identity.network import TrustedProxies
 from fal_proxy.policy.inputs import InputRules
 from fal_proxy.policy.origin import Site
 from fal_proxy.policy.plans import compile_plan
+from fal_proxy.policy.pricing import Prices, charge_for
 from fal_proxy.relay.http import Patience, Reset
 from fal_proxy.relay.inbound import Receive, Send
 from fal_proxy.settings import ENV_ADMIN_TOKEN, ENV_UPSTREAM, Settings, config_path
+from fal_proxy.stores.opening import JournalError, open_store
 from fal_proxy.telemetry import Telemetry
 from fal_proxy.upstream.dial import Dialer, Route
 from fal_proxy.upstream.engine import Engine
@@ -47,9 +54,13 @@ class App:
         self.metrics = gateway.telemetry.metrics
         self._gateway = gateway
         self._mount = gateway.mount
+        self._settling: asyncio.Task[None] | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one ASGI connection."""
+        if self._settling is None:
+            # With the first message of any kind: a host may mount us without a lifespan.
+            self._settling = asyncio.get_running_loop().create_task(self._gateway.settler.run())
         if scope["type"] == "lifespan":
             await self._lifespan(receive, send)
         elif scope["type"] == "http":
@@ -58,9 +69,13 @@ class App:
             await send({"type": "websocket.close", "code": 1000})
 
     async def close(self) -> None:
-        """Close idle upstream connections and what identity sources hold open, and let every access line reach its reader."""
+        """Stop the settler, close connections and the store, and let every access line reach its reader."""
+        if self._settling is not None:
+            self._settling.cancel()
+            await asyncio.wait([self._settling])
         self._gateway.engine.close()
         await self._gateway.identities.close()
+        await self._gateway.gate.store.close()
         self._gateway.telemetry.close()
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -87,10 +102,20 @@ class App:
                 raise Refusal("not_found", f"nothing is here; the proxy lives at {self._mount.decode()}")
             if request.method not in ("GET", "HEAD"):
                 raise Refusal("method_not_allowed", "this route takes GET", headers=((b"allow", b"GET, HEAD"),))
-            body = b'{"status":"alive"}' if request.path == b"/healthz" else b'{"status":"ready","reasons":[]}'
-            await reply.own(200, body)
+            if request.path == b"/healthz":
+                await reply.own(200, b'{"status":"alive"}')
+            else:
+                await self._answer_ready(reply)
         except Refusal as refusal:
             await reply.refuse(refusal)
+
+    async def _answer_ready(self, reply: Reply) -> None:
+        try:
+            await self._gateway.gate.store.ping()
+        except StoreUnavailable:
+            await reply.own(503, b'{"status":"not ready","reasons":["the store does not answer"]}')
+        else:
+            await reply.own(200, b'{"status":"ready","reasons":[]}')
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
         while True:
@@ -135,23 +160,39 @@ def create_app(
     used = key or fal_key(environ)
     assert used is not None, "check requires a key"  # noqa: S101 -- narrows the type
     site = Site(settings.server.public_url, settings.server.hosts, settings.cors.origins)
+    folder = config_path(config, environ).parent
+    try:
+        store = open_store(settings.state.url, folder, local_on_failure=settings.state.on_failure == "local")
+    except JournalError as error:
+        raise Misconfigured([f"state.url: {error}"]) from error
     engine = Engine(Dialer(settings.upstream.connect_seconds))
     telemetry = Telemetry(settings.plans, engine)
+    route = Route(environ.get(ENV_UPSTREAM))
     token = environ.get(ENV_ADMIN_TOKEN)
     return App(
         Gateway(
             mount=settings.mount.encode(),
             site=site,
-            identities=_identities(settings, site, config_path(config, environ).parent, environ),
+            identities=_identities(settings, site, folder, environ),
             plans={name: compile_plan(name, plan) for name, plan in settings.plans.items()},
             inputs=InputRules(settings.inputs),
             storage_mode=settings.storage.mode,
             engine=engine,
-            route=Route(environ.get(ENV_UPSTREAM)),
+            route=route,
             key=used,
             patience=Patience(settings.upstream.head_seconds, settings.upstream.body_idle_seconds),
             max_body_bytes=settings.server.max_body_bytes,
             telemetry=telemetry,
+            prices=Prices(settings.prices),
+            gate=Gate(
+                store,
+                {name: compile_limits(plan) for name, plan in settings.plans.items()},
+                parse_budget(settings.total_budget),
+                network_factor=settings.identity.anonymous.network_factor,
+                ownership=settings.state.ownership == "strict",
+            ),
+            settler=Settler(store, engine, route, used, charge_for, [CLIENT_PROXY]),
+            guard=AddressGuard(),
         ),
         Admin(settings.admin.host, Secret(token) if token else None, telemetry.metrics),
     )

@@ -9,16 +9,19 @@ import re
 import stat
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from fal_proxy.admin import is_loopback
+from fal_proxy.admission.limits import CLASSES, parse_budget
+from fal_proxy.admission.rates import parse_rates
 from fal_proxy.environment import MIN_SECRET_BYTES, Secret, fal_key, header_secret, signing_secrets
 from fal_proxy.identity import DEFAULT_PLAN
 from fal_proxy.identity.findings import judge_sources, named_elsewhere
 from fal_proxy.identity.key import KeyFileError, KeyRecord, read
 from fal_proxy.identity.network import TrustedProxies
 from fal_proxy.loading import Finding
-from fal_proxy.policy import inputs
+from fal_proxy.policy import inputs, pricing
 from fal_proxy.policy.endpoints import Globs
 from fal_proxy.policy.origin import Site
 from fal_proxy.policy.plans import compile_plan
@@ -30,6 +33,7 @@ from fal_proxy.settings import (
     Settings,
     config_path,
 )
+from fal_proxy.stores.opening import folder_of, is_shared
 from fal_proxy.upstream.credentials import is_sendable
 from fal_proxy.upstream.dial import Route
 
@@ -77,6 +81,8 @@ def examine(
     _judge_values(report)
     _judge_secrets(report, environ, key or fal_key(environ))
     _judge_plans(report)
+    _judge_money(report)
+    _judge_state(report, config_path(config, environ).parent)
     for index, rule in enumerate(report.settings.inputs):
         for fault in inputs.faults(rule):
             report.error(f"inputs[{index}]", fault)
@@ -144,6 +150,42 @@ def _judge_plans(report: Report) -> None:
         report.error("plans", 'no plan opens an endpoint: add [plans.default] with endpoints = ["fal-ai/flux/**"]')
 
 
+def _judge_money(report: Report) -> None:
+    settings = report.settings
+    for fault in pricing.faults(settings.prices):
+        report.error("prices", fault)
+    report.attempt("total_budget", lambda: parse_budget(settings.total_budget))
+    for name, plan in settings.plans.items():
+        for key in CLASSES:
+            report.attempt(f"plans.{name}.{key}", partial(parse_rates, getattr(plan, key)))
+        if plan.concurrent < 1:
+            report.error(f"plans.{name}.concurrent", "must be at least 1")
+        for amount in ("budget", "total_budget"):
+            report.attempt(f"plans.{name}.{amount}", partial(parse_budget, getattr(plan, amount)))
+        if (plan.budget or plan.total_budget or settings.total_budget) and not settings.prices:
+            report.error("prices", f"plan {name!r} has a budget, which needs prices: [prices] with at least `default`")
+    if settings.identity.anonymous.network_factor < 1:
+        report.error("identity.anonymous.network_factor", "must be at least 1")
+
+
+def _judge_state(report: Report, folder: Path) -> None:
+    state = report.settings.state
+    try:
+        shared = is_shared(state.url)
+        journal = None if shared else folder_of(state.url, folder)
+    except ValueError as error:
+        report.error("state.url", str(error))
+        return
+    if not shared and journal is None:
+        report.warn(
+            "state.url", "counters, budgets and ownership are lost with the process: memory:///folder keeps them"
+        )
+    if not shared and state.on_failure == "local":
+        report.warn("state.on_failure", "says nothing without a Redis in state.url")
+    if state.ownership == "off":
+        report.warn("state.ownership", "whoever knows a request id and may call can read and cancel it")
+
+
 def _judge_sources(report: Report, folder: Path, environ: Mapping[str, str]) -> None:
     settings = report.settings
     sources = settings.identity.sources
@@ -159,9 +201,10 @@ def _judge_sources(report: Report, folder: Path, environ: Mapping[str, str]) -> 
         plan = settings.identity.anonymous.plan
         if plan not in settings.plans:
             report.error("identity.anonymous.plan", f"there is no plan called {plan!r}")
-        report.warn(
-            "identity.anonymous", f"strangers may use plan {plan!r} without limits: this version counts nothing yet"
-        )
+        elif not (settings.total_budget or settings.plans[plan].total_budget):
+            report.warn(
+                "identity.anonymous", f"strangers may use plan {plan!r}, and no total budget bounds what they cost"
+            )
         report.access.append(f"anyone (plan {plan}): {_opens(settings, plan)}")
 
 
@@ -192,5 +235,10 @@ def _opens(settings: Settings, name: str) -> str:
     plan = settings.plans.get(name)
     if plan is None or not plan.endpoints:
         return "nothing"
-    uploads = "" if settings.storage.mode == "off" else "; uploads"
-    return f"run, stream and submit on {', '.join(plan.endpoints)}{uploads}; reads by request id"
+    uploads = "" if settings.storage.mode == "off" else f"; uploads ({plan.upload or 'without limit'})"
+    reads = "their own requests" if settings.state.ownership == "strict" else "any request whose id they know"
+    limits = [plan.submit or "no rate", f"{plan.concurrent} at a time", plan.budget or "no budget"]
+    totals = [f"{text} together" for text in (plan.total_budget, settings.total_budget) if text]
+    return (
+        f"run, stream and submit on {', '.join(plan.endpoints)} ({'; '.join(limits + totals)}){uploads}; reads {reads}"
+    )

@@ -8,6 +8,7 @@
     │   ├── UpstreamTimeout     connected, then silent: no head, no body progress, not reading
     │   ├── UpstreamCut         the connection ended before the answer did
     │   └── UpstreamInvalid     the answer breaks HTTP, or breaks a promise that we rely on
+    ├── StoreUnavailable        what counts and remembers cannot answer; nothing that costs money is let through
     ├── ClientGone              the caller left; nobody is there to be told
     └── Misconfigured           cannot start; carries every finding
 
@@ -32,20 +33,24 @@ ERROR_TYPES: dict[str, ErrorType] = {
     "invalid_target": ErrorType(400, "the target is not one that the grammar knows"),
     "bad_request": ErrorType(400, "the request itself is malformed or contradicts itself"),
     "unidentified": ErrorType(401, "no credential, or one that no identity source accepts"),
+    "budget_exhausted": ErrorType(402, "a budget is used up; the text says whose, and until when"),
     "origin_denied": ErrorType(403, "the page that sent this is not ours and is not listed in cors.origins"),
     "endpoint_denied": ErrorType(403, "the caller's plan does not open this endpoint"),
     "webhook_denied": ErrorType(403, "client-chosen webhooks are not accepted"),
     "mode_off": ErrorType(403, "this deployment does not offer the feature"),
+    "unknown_request": ErrorType(404, "no such request id, or somebody else's"),
     "not_found": ErrorType(404, "no such route"),
     "method_not_allowed": ErrorType(405, "the target exists, the method does not fit it"),
     "body_too_large": ErrorType(413, "the body exceeds server.max_body_bytes"),
     "misdirected_host": ErrorType(421, "the Host name is not one of ours"),
     "input_denied": ErrorType(422, "the input breaks a rule of this deployment; the text names the field"),
     "rate_limited": ErrorType(429, "too many requests; repeat after `retry-after`"),
+    "concurrency_limited": ErrorType(429, "too many jobs at a time; repeat when one has ended"),
     "upstream_outcome_unknown": ErrorType(500, "a paid request was sent and its outcome is unknown; do not repeat it"),
     "internal_error": ErrorType(500, "a fault of ours"),
     "upstream_unreachable": ErrorType(502, "fal could not be reached, or left before answering"),
     "upstream_invalid": ErrorType(502, "fal answered with something that cannot be passed on"),
+    "store_unavailable": ErrorType(503, "what counts and remembers cannot answer; repeat after `retry-after`"),
     "identity_unavailable": ErrorType(503, "who is calling cannot be found out right now; repeat after `retry-after`"),
     "upstream_timeout": ErrorType(504, "fal did not answer in time"),
 }
@@ -101,6 +106,10 @@ class UpstreamInvalid(UpstreamError):
     """The answer cannot be trusted or passed on."""
 
     error_type = "upstream_invalid"
+
+
+class StoreUnavailable(FalProxyError):
+    """The store cannot answer, or cannot write down what it would answer."""
 
 
 class ClientGone(FalProxyError):

@@ -89,6 +89,9 @@ class Caller:
     plan: str
     ambient: bool  # the browser attaches the proof by itself, so the page behind it must be checked
     by_network: bool = False
+    network: str = ""  # id of the network behind an anonymous caller, which has limits of its own
+    proves: frozenset[str] = frozenset()  # every identity that the request carries; any of them reaches what it owns
+    owners: tuple[str, ...] = ()  # of what this request submits; nobody: whoever knows the request id
     set_cookie: bytes | None = field(default=None, compare=False)
 
     @property
@@ -167,6 +170,7 @@ class Exchange:
     upstream_status: int | None = None
     first_byte_seconds: float | None = None  # until the head of upstream's answer
     whole: bool = False  # upstream's answer was read to its clean end
+    named: bool = False  # upstream's answer carried x-fal-request-id: it came from a job, not from something before it
     units: str | None = None  # what fal billed, as fal wrote it
     cost_microusd: int | None = None
     ended_seconds: float | None = None

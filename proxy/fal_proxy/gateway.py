@@ -1,6 +1,6 @@
 """The spine: one request from its first byte to its last, in the order in which it is judged.
 
-    identify  →  resolve target  →  origin  →  policy  →  input  →  send  →  relay
+    identify  →  resolve target  →  origin  →  policy  →  input  →  admit (reserve)  →  send  →  relay  →  settle
 
 Every stage is a function that returns a value or raises a Refusal with a reason; no stage knows another. The first
 failure answers. What a caller is told about a page's origin comes before what they are told about endpoints, and
@@ -14,16 +14,23 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import msgspec
+
 from fal_proxy import headers as fields
 from fal_proxy._version import __version__
+from fal_proxy.address_guard import AddressGuard
+from fal_proxy.admission.accounts import Account
+from fal_proxy.admission.gate import Gate
+from fal_proxy.admission.settler import Settler
 from fal_proxy.environment import Secret
 from fal_proxy.errors import ClientGone, Refusal, render
-from fal_proxy.exchange import Addressed, Ending, Exchange, Request, Target
+from fal_proxy.exchange import Addressed, Caller, Ending, Exchange, Request, Target
 from fal_proxy.headers import Headers
 from fal_proxy.identity import Identities
-from fal_proxy.policy.inputs import InputRules, carries_input, judge_shape
+from fal_proxy.policy.inputs import Input, InputRules, carries_input, decode_input, encode_input, judge_shape
 from fal_proxy.policy.origin import Site, judge_cross_site
 from fal_proxy.policy.plans import CompiledPlan, closed_plan, permit
+from fal_proxy.policy.pricing import Prices, charge_for, reservation_microusd
 from fal_proxy.policy.target import resolve
 from fal_proxy.relay.http import Outgoing, Patience, Reset, relay
 from fal_proxy.relay.inbound import Inbound, OnDeparture, Receive, Send
@@ -33,7 +40,7 @@ from fal_proxy.upstream.dial import Route
 from fal_proxy.upstream.engine import Engine
 
 TARGET_HEADER = b"x-fal-target-url"
-_CLIENT_PROXY = (b"x-fal-client-proxy", f"fal-proxy/{__version__}".encode())
+CLIENT_PROXY = (b"x-fal-client-proxy", f"fal-proxy/{__version__}".encode())
 _MAX_LENGTH_DIGITS = 18
 _ACCEPT_PLAIN = (b"accept-encoding", b"identity")
 
@@ -56,6 +63,10 @@ class Gateway:
     patience: Patience
     max_body_bytes: int
     telemetry: Telemetry
+    prices: Prices
+    gate: Gate
+    settler: Settler
+    guard: AddressGuard
 
     async def handle(
         self, request: Request, receive: Receive, send: Send, on_departure: OnDeparture | None = None
@@ -77,6 +88,9 @@ class Gateway:
             exchange.caller, reply.cookie = caller, caller.set_cookie
             plan = self.plans.get(caller.plan) or closed_plan(caller.plan)
             exchange.plan = plan.name
+            if request.path == self.mount + b"/me":
+                await self._answer_me(request, caller, accepted, reply)
+                return
             addressed = address(request, self.mount)
             target = resolve(addressed.raw, request.method, plan.methods)
             exchange.kind, exchange.endpoint_id = target.kind, target.endpoint_id
@@ -84,9 +98,16 @@ class Gateway:
             permit(target, plan, storage_mode=self.storage_mode)
             outgoing = self._prepare(request, target, plan, announced)
             inbound = Inbound(receive, self.max_body_bytes, announced, on_departure)
-            if carries_input(target) and self.inputs.applies(target.endpoint_id):
-                outgoing = outgoing.rebuilt(await self._judge_input(request, target, inbound))
-            await relay(self.engine, outgoing, inbound, send, reply.head, self.patience, exchange)
+            outgoing, amount, price = await self._judge_input(request, target, plan.name, inbound, outgoing)
+            grant = await self.gate.admit(caller, plan.name, target, amount, price)
+            reply.limits = grant.headers
+            account = Account(self.gate.store, grant, exchange, caller, target, charge_for)
+            self.settler.opened(grant.entry_id)
+            try:
+                await relay(self.engine, outgoing, inbound, send, reply.head, self.patience, exchange, account)
+            finally:
+                await account.close()
+                self.settler.closed(grant.entry_id)
         except Refusal as refusal:
             if reply.started:
                 exchange.ending, exchange.reason = Ending.CUT, refusal.detail
@@ -137,10 +158,38 @@ class Gateway:
             raise Refusal("bad_request", "Access-Control-Request-Headers is no list of header names")
         await reply.empty(204, granted)
 
-    async def _judge_input(self, request: Request, target: Target, inbound: Inbound) -> bytes:
-        """Read the whole body, whatever it calls itself, and return the one to send. Nothing has been dialled yet."""
-        judge_shape(target, request)
-        return self.inputs.judge(target.endpoint_id, await inbound.read_first(self.max_body_bytes))
+    async def _answer_me(self, request: Request, caller: Caller, accepted: bool | None, reply: Reply) -> None:
+        """Tell the caller where they stand; costs nothing."""
+        self.guard.hit(request.peer)
+        if request.method != "GET" or request.query is not None:
+            raise Refusal("method_not_allowed", "this route takes GET, without a query", headers=((b"allow", b"GET"),))
+        judge_cross_site(caller, request, origin_accepted=accepted, header_form=True)
+        if caller.plan not in self.plans:
+            raise Refusal("endpoint_denied", f"there is no plan called {caller.plan!r}")
+        about = {"id": caller.shown, "plan": caller.plan, "source": caller.source}
+        await reply.own(200, msgspec.json.encode(about | await self.gate.standing(caller, caller.plan)))
+
+    async def _judge_input(
+        self, request: Request, target: Target, plan: str, inbound: Inbound, outgoing: Outgoing
+    ) -> tuple[Outgoing, int, str]:
+        """Return the request to send, what to reserve for it, and the price of the day. Nothing has been dialled yet.
+
+        Where a rule or a price looks at the input, the whole body is read, whatever it calls itself, and sent as judged.
+        """
+        counts = carries_input(target) and self.gate.has_budget(plan)
+        price = self.prices.price_of(target.endpoint_id) if counts else None
+        if counts and price is None:
+            raise Refusal("endpoint_denied", f"{target.endpoint_id} has no price here, and budgets need one ([prices])")
+        given: Input = {}
+        if carries_input(target) and (
+            self.inputs.applies(target.endpoint_id) or (price is not None and price.units_from is not None)
+        ):
+            judge_shape(target, request)
+            given = self.inputs.apply(target.endpoint_id, decode_input(await inbound.read_first(self.max_body_bytes)))
+            outgoing = outgoing.rebuilt(encode_input(given))
+        if price is None:
+            return outgoing, 0, ""
+        return outgoing, reservation_microusd(price, given), str(price.usd)
 
     def _prepare(self, request: Request, target: Target, plan: CompiledPlan, announced: int | None) -> Outgoing:
         """Build the upstream request: the caller's fields by allow-list, ours after them, the key last."""
@@ -149,7 +198,7 @@ class Gateway:
         request.one(b"content-type")
         origin, path_and_query = self.route.to(target.host, target.path_and_query)
         passed = fields.to_upstream(request.headers, optional=plan.allow_headers)
-        passed += [_ACCEPT_PLAIN, _CLIENT_PROXY, authorization(self.key)]
+        passed += [_ACCEPT_PLAIN, CLIENT_PROXY, authorization(self.key)]
         return Outgoing(request.method.encode("ascii"), origin, path_and_query, passed, target, announced)
 
 
@@ -161,6 +210,7 @@ class Reply:
         self.exchange = exchange or Exchange()  # beside the mount there is none, and nobody reads this one
         self.cors = fields.cors(None, ours=True)
         self.cookie: bytes | None = None
+        self.limits: tuple[tuple[bytes, bytes], ...] = ()
 
     @property
     def started(self) -> bool:
@@ -195,7 +245,7 @@ class Reply:
 
     async def _start(self, status: int, passed: Headers) -> None:
         self.exchange.status = status
-        headers = passed + fields.ALWAYS_DOWN + self.cors
+        headers = [*passed, *self.limits, *fields.ALWAYS_DOWN, *self.cors]
         if self.cookie is not None:
             headers.append((b"set-cookie", self.cookie))
         await self.send({"type": "http.response.start", "status": status, "headers": headers})

@@ -28,7 +28,10 @@ ENV_HEADER_SECRET = "FAL_PROXY_HEADER_SECRET"  # noqa: S105 -- as above
 ENV_UPSTREAM = "FAL_PROXY_UPSTREAM"
 ENV_ADMIN_TOKEN = "FAL_PROXY_ADMIN_TOKEN"  # noqa: S105 -- as above
 ENV_CONFIG = "FAL_PROXY_CONFIG"
-_ENV_RESERVED = frozenset([ENV_SECRET, ENV_SECRET_FILE, ENV_HEADER_SECRET, ENV_UPSTREAM, ENV_CONFIG, ENV_ADMIN_TOKEN])
+ENV_STATE = "FAL_PROXY_STATE"  # another spelling of state.url
+_ENV_RESERVED = frozenset(
+    [ENV_SECRET, ENV_SECRET_FILE, ENV_HEADER_SECRET, ENV_UPSTREAM, ENV_CONFIG, ENV_STATE, ENV_ADMIN_TOKEN]
+)
 _HOST_NAME = re.compile(r"[a-z0-9._\-]+|[0-9a-f:.]+")  # the second: IPv6, without its brackets
 
 
@@ -110,6 +113,7 @@ class AnonymousSource(_Section, frozen=True):
     """`[identity.anonymous]`: whoever shows no credential."""
 
     plan: Annotated[str, says("the plan of anonymous callers")] = "default"
+    network_factor: Annotated[int, says("a network's own limits are this many times the plan's")] = 20
 
 
 class Identity(_Section, frozen=True):
@@ -139,6 +143,14 @@ class Plan(_Section, frozen=True):
             "further request fields, of: `x-fal-store-io` `x-fal-runner-hint` `x-fal-no-retry` `x-fal-retry-config` `x-fal-tags`"
         ),
     ] = ()
+    submit: Annotated[str, says("rates of run, stream and submit together; the grammar of `limits`")] = (
+        "20/minute; 200/day"
+    )
+    read: Annotated[str, says("rates of status, status stream, result and cancel together")] = "2400/minute"
+    upload: Annotated[str, says("rates of upload initiations")] = "60/hour"
+    concurrent: Annotated[int, says("runs, streams and jobs at a time")] = 4
+    budget: Annotated[str, says("what one caller may spend, in USD: `1.00/day`; hour, day, week, month, total")] = ""
+    total_budget: Annotated[str, says("what all callers of the plan may spend together")] = ""
 
 
 class InputRule(_Section, frozen=True):
@@ -158,6 +170,20 @@ class Storage(_Section, frozen=True):
     mode: Annotated[Literal["direct", "off"], says("`direct`: the browser uploads with a signed URL; `off`")] = "direct"
 
 
+class State(_Section, frozen=True):
+    """`[state]`: what counts and remembers."""
+
+    url: Annotated[
+        str, says("`memory://`; `memory:///folder` survives a restart; `redis://…` is shared by processes")
+    ] = "memory://"
+    on_failure: Annotated[
+        Literal["deny", "local"], says("without Redis: `deny`, or `local`: rates and concurrency per process, no money")
+    ] = "deny"
+    ownership: Annotated[
+        Literal["strict", "off"], says("`strict`: a request id is reachable by its owners only, under its own app")
+    ] = "strict"
+
+
 class Admin(_Section, frozen=True):
     """`[admin]`: the listener for whoever operates this."""
 
@@ -171,12 +197,18 @@ class Settings(_Section, frozen=True):
     """Everything one deployment decides. Build it with `Settings.load`, or by hand for an app of your own."""
 
     mount: Annotated[str, says("the path that the proxy lives at")] = "/api/fal/proxy"
+    total_budget: Annotated[str, says("what everybody may spend together: `50.00/day`")] = ""
     server: Server = Server()
     upstream: Upstream = Upstream()
     cors: Cors = Cors()
     identity: Identity = Identity()
     plans: dict[str, Plan] = msgspec.field(default_factory=dict)
     inputs: tuple[InputRule, ...] = ()
+    prices: Annotated[
+        dict[str, Any],
+        says("USD per unit by endpoint glob, and `default`; or `{ usd, reserve_units, units_from }`"),
+    ] = msgspec.field(default_factory=dict)
+    state: State = State()
     storage: Storage = Storage()
     admin: Admin = Admin()
 
@@ -193,6 +225,8 @@ class Settings(_Section, frozen=True):
         named = bool(config or environ.get(ENV_CONFIG))
         raw = read_file(config_path(config, environ), may_be_missing=not named, findings=findings)
         overlay(cls, raw, environ, _ENV_RESERVED, findings)
+        if (url := environ.get(ENV_STATE)) and isinstance(state := raw.setdefault("state", {}), dict):
+            state["url"] = url
         return build(cls, raw, "", findings), findings
 
 

@@ -14,7 +14,7 @@ from fal_proxy.environment import Secret
 from fal_proxy.identity.key import add
 from fal_proxy.relay.inbound import Message, Receive, Send
 from fal_proxy.server import Listener, bind, serving
-from fal_proxy.settings import Identity, KeySource, Plan, Server, Settings
+from fal_proxy.settings import Identity, KeySource, Plan, Server, Settings, State
 
 # The canary: wherever one of its halves shows up, the key has leaked.
 FAL_KEY_ID = "ca0a7b1e-0000-4000-8000-00000000feed"
@@ -22,7 +22,10 @@ FAL_KEY_SECRET = "c0ffee5ec7e7c0ffee5ec7e7c0ffee5e"
 FAL_KEY = Secret(f"{FAL_KEY_ID}:{FAL_KEY_SECRET}")
 SIGNING_SECRET = "a signing secret for tests only and long enough"
 MOUNT = "/api/fal/proxy"
-OPEN_PLAN = Plan(endpoints=("**",))
+# Limits that no test meets by accident; tests of limits bring their own.
+OPEN_PLAN = Plan(
+    endpoints=("**",), submit="100000/second", read="100000/second", upload="100000/second", concurrent=10_000
+)
 
 
 StartProxy = Callable[..., Awaitable["Proxy"]]
@@ -53,11 +56,15 @@ class Proxy:
 
 
 def open_settings(folder: Path) -> Settings:
-    """Return settings with both identity sources, loopback hosts and a plan that opens everything."""
+    """Return settings with both identity sources, loopback hosts and a plan that opens everything.
+
+    Ownership is off, so that tests of the relay may read request ids that nobody submitted.
+    """
     return Settings(
         server=Server(hosts=("127.0.0.1", "localhost")),
         identity=Identity(sources=("key", "anonymous"), key=KeySource(file=str(folder / "users.toml"))),
         plans={"default": OPEN_PLAN},
+        state=State(ownership="off"),
     )
 
 

@@ -255,6 +255,9 @@ class _Anybody:
     async def identify(self, presented: Presented) -> Caller | None:
         return None if presented.credential is not None else Caller("anonymous::", "anonymous", "default", ambient=True)
 
+    def carried(self, request: Request) -> tuple[str, ...]:
+        return ()
+
     async def close(self) -> None:
         pass
 

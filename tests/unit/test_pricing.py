@@ -1,9 +1,8 @@
-"""Prices, reservations, charges, budgets and periods: money is exact and rounded up once."""
+"""Prices, reservations and charges: money is exact and rounded up once."""
 
 from __future__ import annotations
 
 import math
-from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from fractions import Fraction
 from typing import Any
@@ -14,14 +13,11 @@ from hypothesis import strategies as st
 
 from fal_proxy.errors import Refusal
 from fal_proxy.policy.pricing import (
-    PERIODS,
     Price,
     Prices,
     charge_microusd,
     faults,
-    parse_budget,
     parse_units,
-    period_bounds,
     reservation_microusd,
 )
 
@@ -198,88 +194,3 @@ def test_price_is_what_the_settings_spell(usd: Decimal) -> None:
         price = Prices({"default": spelled}).price_of("a/b")
         assert price is not None
         assert price.usd == Fraction(usd)
-
-
-BUDGETS = [
-    ("1.00/day", (1_000_000, "day")),
-    ("50/month", (50_000_000, "month")),
-    ("0/total", (0, "total")),
-    ("0.000001/hour", (1, "hour")),
-    ("999999999.999999/week", (999_999_999_999_999, "week")),
-]
-
-
-@pytest.mark.parametrize(("text", "budget"), BUDGETS)
-def test_budget_is_an_amount_per_period(text: str, budget: tuple[int, str]) -> None:
-    assert parse_budget(text) == budget
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "",
-        "1",
-        "1/",
-        "/day",
-        "1/year",
-        "1/days",
-        "-1/day",
-        "1e3/day",
-        "$1/day",
-        "1 / day",
-        "1,5/day",
-        "1/Day",
-        "nan/day",
-        "1.0000001/day",
-        "1/day\n",
-        "1/day/day",
-        "1.00/day; 2/month",
-        "1234567890/day",
-        ".5/day",
-        "\u0661/day",
-    ],
-)
-def test_malformed_budget_is_a_sentence(text: str) -> None:
-    with pytest.raises(ValueError, match=r"is no budget such as 1\.00/day"):
-        parse_budget(text)
-
-
-def _at(text: str) -> float:
-    return datetime.fromisoformat(text).replace(tzinfo=UTC).timestamp()
-
-
-ENDS = [
-    ("hour", "2025-12-31T23:59:59.999", "2026-01-01T00:00:00", "an hour over new year"),
-    ("day", "2024-02-29T00:00:00", "2024-03-01T00:00:00", "a leap day, from its first second"),
-    ("week", "2026-01-04T23:59:59", "2026-01-05T00:00:00", "Sunday is the last day"),
-    ("week", "2026-01-05T00:00:00", "2026-01-12T00:00:00", "Monday is the first"),
-    ("week", "2025-12-31T12:00:00", "2026-01-05T00:00:00", "a week over new year is one"),
-    ("month", "2025-12-01T00:00:00", "2026-01-01T00:00:00", "December"),
-    ("month", "2024-02-29T23:59:59.5", "2024-03-01T00:00:00", "February of a leap year"),
-    ("month", "2026-11-30T23:59:59", "2026-12-01T00:00:00", "November"),
-]
-
-
-@pytest.mark.parametrize(("period", "now", "end", "reason"), ENDS, ids=[row[3] for row in ENDS])
-def test_period_ends_in_utc(period: str, now: str, end: str, reason: str) -> None:
-    assert period_bounds(period, _at(now)).resets_at == _at(end), reason
-
-
-def test_total_never_ends_and_an_unknown_period_is_a_fault() -> None:
-    assert period_bounds("total", 0) == period_bounds("total", 10**10) == (0, None)
-    with pytest.raises(ValueError, match="'year' is none of"):
-        period_bounds("year", 0)
-
-
-@given(st.sampled_from(PERIODS[:-1]), st.floats(0, 10**10))
-def test_the_end_of_a_period_is_the_first_moment_of_the_next(period: str, now: float) -> None:
-    number, end = period_bounds(period, now)
-    assert end is not None
-    assert now < end <= now + timedelta(days=31).total_seconds()
-    assert period_bounds(period, end).number == number + 1
-    assert period_bounds(period, end - 1).number == number
-
-
-@given(st.sampled_from(PERIODS), st.floats(0, 10**10), st.floats(0, 10**8))
-def test_periods_never_count_backwards(period: str, now: float, later: float) -> None:
-    assert period_bounds(period, now).number <= period_bounds(period, now + later).number

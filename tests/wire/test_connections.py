@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from fal_proxy.relay.http import RUN_WHOLE_BYTES
+from fal_proxy.relay.whole import RUN_WHOLE_BYTES
 from fal_proxy.settings import Settings
 from support.peers import Peer, Serve
 from support.proxied import MOUNT, StartProxy, with_server

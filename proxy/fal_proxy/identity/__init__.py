@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import replace
 from typing import NamedTuple, Protocol, TypeGuard
 
 from fal_proxy.errors import Refusal
@@ -27,6 +28,9 @@ class Source(Protocol):
     async def identify(self, presented: Presented) -> Caller | None:
         """Return the caller, or None when this source does not know the request."""
 
+    def carried(self, request: Request) -> Collection[str]:
+        """Return the identities that a request carries beside the one that it is known by."""
+
     async def close(self) -> None:
         """Close what the source holds open."""
 
@@ -47,8 +51,13 @@ class Identities:
         presented = Presented(request, credential_of(request, any_scheme=self._any_scheme))
         for source in self._sources:
             if caller := await source.identify(presented):
-                return caller
+                return caller if caller.proves else self._with_carried(caller, request)
         raise _unidentified(presented.credential)
+
+    def _with_carried(self, caller: Caller, request: Request) -> Caller:
+        """Add what else the request proves: a job started before logging in stays reachable."""
+        carried = frozenset(name for source in self._sources for name in source.carried(request))
+        return replace(caller, proves=carried | {caller.id}, owners=(caller.id,))
 
     async def close(self) -> None:
         """Close every source."""

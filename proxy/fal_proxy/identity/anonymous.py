@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 
 from itsdangerous import BadSignature, TimestampSigner
 
@@ -45,19 +46,30 @@ class Anonymous:
             return None
         request = presented.request
         https = self._is_https(request)
-        name = HOST_COOKIE if https else COOKIE
-        if (subject := self._read(request, name)) is not None:
-            return Caller(f"anonymous::cookie-{subject}", "anonymous", self._plan, ambient=True)
-        network = self._trusted_proxies.client_network(request.peer, request.headers)
-        cookie = self._issue(name, https=https) if is_browser(request) else None
-        return Caller(
-            f"anonymous::network-{network}", "anonymous", self._plan, ambient=True, by_network=True, set_cookie=cookie
-        )
+        network = self._network(request)
+        if (subject := self._read(request, https=https)) is not None:
+            known = Caller(_by_cookie(subject), "anonymous", self._plan, ambient=True, network=network)
+            return replace(known, proves=frozenset([known.id, network]), owners=(known.id,))
+        caller = Caller(network, "anonymous", self._plan, ambient=True, by_network=True, network=network)
+        if not is_browser(request):
+            return replace(caller, proves=frozenset([network]))
+        subject = secrets.token_urlsafe(16)
+        owners = (network, _by_cookie(subject))
+        return replace(caller, proves=frozenset(owners), owners=owners, set_cookie=self._issue(subject, https=https))
+
+    def carried(self, request: Request) -> Collection[str]:
+        """Return the cookie's identity, if there is a good one, and the network's."""
+        subject = self._read(request, https=self._is_https(request))
+        return (self._network(request),) if subject is None else (_by_cookie(subject), self._network(request))
 
     async def close(self) -> None:
         """Hold nothing open."""
 
-    def _read(self, request: Request, name: str) -> str | None:
+    def _network(self, request: Request) -> str:
+        return f"anonymous::network-{self._trusted_proxies.client_network(request.peer, request.headers)}"
+
+    def _read(self, request: Request, *, https: bool) -> str | None:
+        name = HOST_COOKIE if https else COOKIE
         for line in values(request.headers, b"cookie"):
             for part in line.decode("latin-1").split(";"):
                 key, _, value = part.strip().partition("=")
@@ -68,10 +80,15 @@ class Anonymous:
                         continue
         return None
 
-    def _issue(self, name: str, *, https: bool) -> bytes:
-        value = self._signer.sign(secrets.token_urlsafe(16)).decode("ascii")
+    def _issue(self, subject: str, *, https: bool) -> bytes:
+        name = HOST_COOKIE if https else COOKIE
+        value = self._signer.sign(subject).decode("ascii")
         attributes = f"Max-Age={LIFETIME_SECONDS}; Path=/; HttpOnly; SameSite=Lax" + ("; Secure" if https else "")
         return f"{name}={value}; {attributes}".encode("ascii")
+
+
+def _by_cookie(subject: str) -> str:
+    return f"anonymous::cookie-{subject}"
 
 
 def is_browser(request: Request) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Generic, NamedTuple, TypeVar
 
 import msgspec
@@ -85,6 +85,10 @@ class ForwardAuth:
         if yes is None:
             return None
         return Caller(f"forward::{yes.id}", "forward", yes.plan, ambient=True)
+
+    def carried(self, request: Request) -> Collection[str]:
+        """Return nothing: what this source knows by, it is asked about."""
+        return ()
 
     async def close(self) -> None:
         """End what is under way and close connections."""

@@ -7,10 +7,11 @@ field claims) and, if one is configured, a shared secret comes with it.
 from __future__ import annotations
 
 import hmac
+from collections.abc import Collection
 
 from fal_proxy.environment import Secret
 from fal_proxy.errors import Refusal
-from fal_proxy.exchange import Caller
+from fal_proxy.exchange import Caller, Request
 from fal_proxy.headers import values
 from fal_proxy.identity import DEFAULT_PLAN, Presented, is_plain_name
 from fal_proxy.identity.network import Networks, address_of
@@ -48,6 +49,10 @@ class TrustedHeader:
         if not is_plain_name(subject):
             raise Refusal("unidentified", f"{self._name.decode()} is no plain text of 1 to 255 characters")
         return Caller(f"header::{subject}", "header", DEFAULT_PLAN, ambient=True)
+
+    def carried(self, request: Request) -> Collection[str]:
+        """Return nothing: what this source knows by, it is asked about."""
+        return ()
 
     async def close(self) -> None:
         """Hold nothing open."""

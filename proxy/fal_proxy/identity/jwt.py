@@ -11,11 +11,11 @@ import json
 import logging
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, NamedTuple, NoReturn
 
 from fal_proxy.errors import FalProxyError
-from fal_proxy.exchange import Caller
+from fal_proxy.exchange import Caller, Request
 from fal_proxy.identity import DEFAULT_PLAN, Presented, is_plain_name
 from fal_proxy.identity.jwks import FETCH_SECONDS, MAX_BYTES, IssuerKeys
 from fal_proxy.settings import JwtSource
@@ -85,6 +85,10 @@ class JwtBearers:
         if not key.verifies(token.algorithm, token.signed, token.signature):
             raise TokenRefused("its signature does not hold")
         return Caller(f"jwt:{self._settings.issuer}:{subject}", "jwt", plan, ambient=False)
+
+    def carried(self, request: Request) -> Collection[str]:
+        """Return nothing: what this source knows by, it is asked about."""
+        return ()
 
     async def close(self) -> None:
         """Close what fetches keys."""

@@ -16,14 +16,14 @@ import os
 import re
 import secrets
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
 
 import tomlkit
 
-from fal_proxy.exchange import Caller
+from fal_proxy.exchange import Caller, Request
 from fal_proxy.identity import Presented
 
 PREFIX = "fpk_"
@@ -65,6 +65,10 @@ class UserKeys:
         if record is None or not hmac.compare_digest(record.hash, hashed):
             return None
         return Caller(f"key::{record.name}", "key", record.plan, ambient=False)
+
+    def carried(self, request: Request) -> Collection[str]:
+        """Return nothing: what this source knows by, it is asked about."""
+        return ()
 
     async def close(self) -> None:
         """Hold nothing open."""

@@ -1,4 +1,4 @@
-"""What a job costs: `[prices]`, budgets and their periods. Pure.
+"""What a job costs: `[prices]`. Pure.
 
 Money is exact: USD are fractions as the settings spell them, amounts are integer micro-dollars, rounded up once per job.
 Knows no store and no clock.
@@ -10,24 +10,18 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from decimal import Decimal
 from fractions import Fraction
-from typing import Any, NamedTuple
+from typing import Any
 
 from fal_proxy.policy.endpoints import Globs, spelled_plainly
 from fal_proxy.policy.inputs import denied, is_number
 
 MICROUSD = 1_000_000
 MAX_UNITS = 10_000
-PERIODS = ("hour", "day", "week", "month", "total")
 
 _UNITS = re.compile(rb"[0-9]{1,12}(?:\.[0-9]{1,8})?")
-_BUDGET = re.compile(r"(?P<usd>[0-9]{1,9}(?:\.[0-9]{1,6})?)/(?P<period>" + "|".join(PERIODS) + ")")
 _TABLE_KEYS = frozenset(["usd", "reserve_units", "units_from"])
-_HOUR_SECONDS = 3600
-_DAY_SECONDS = 86400
-_MONDAY = 3  # day 0 of Unix time was a Thursday: three days after a Monday
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,55 +75,16 @@ def charge_microusd(price: Price, units: Decimal) -> int:
     return _rounded_up(price.usd * Fraction(units))
 
 
+def charge_for(usd: str, units: str) -> int:
+    """Return what a job costs by the price and the units as they were written down."""
+    return _rounded_up(Fraction(usd) * Fraction(units))
+
+
 def parse_units(lines: Sequence[bytes]) -> Decimal | None:
     """Return the units that the lines of `x-fal-billable-units` say; None unless one plain line says them."""
     if len(lines) != 1 or not _UNITS.fullmatch(lines[0]):
         return None
     return Decimal(lines[0].decode("ascii"))
-
-
-class Budget(NamedTuple):
-    """So much per period; a period that ends starts anew."""
-
-    limit_microusd: int
-    period: str
-
-
-def parse_budget(text: str) -> Budget:
-    """Return the budget that `AMOUNT/(hour|day|week|month|total)` spells, AMOUNT in USD. Raises ValueError."""
-    match = _BUDGET.fullmatch(text)
-    if match is None:
-        raise ValueError(f"{text!r} is no budget such as 1.00/day; periods: {', '.join(PERIODS)}")
-    return Budget(int(Fraction(match["usd"]) * MICROUSD), match["period"])
-
-
-class Bounds(NamedTuple):
-    """One period of a kind: its number, which only grows, and its end in Unix seconds (None: it has none)."""
-
-    number: int
-    resets_at: int | None
-
-
-def period_bounds(period: str, now_seconds: float) -> Bounds:
-    """Return the period that a moment of Unix time falls into, in UTC; weeks start on Monday."""
-    now = math.floor(now_seconds)
-    days = now // _DAY_SECONDS
-    if period == "hour":
-        hours = now // _HOUR_SECONDS
-        return Bounds(hours, (hours + 1) * _HOUR_SECONDS)
-    if period == "day":
-        return Bounds(days, (days + 1) * _DAY_SECONDS)
-    if period == "week":
-        weeks = (days + _MONDAY) // 7
-        return Bounds(weeks, ((weeks + 1) * 7 - _MONDAY) * _DAY_SECONDS)
-    if period == "month":
-        date = datetime.fromtimestamp(now, UTC)
-        months = date.year * 12 + date.month - 1
-        end = datetime((months + 1) // 12, (months + 1) % 12 + 1, 1, tzinfo=UTC)
-        return Bounds(months, int(end.timestamp()))
-    if period == "total":
-        return Bounds(0, None)
-    raise ValueError(f"{period!r} is none of {', '.join(PERIODS)}")
 
 
 def faults(prices: Mapping[str, object]) -> Iterator[str]:

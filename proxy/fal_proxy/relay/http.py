@@ -23,19 +23,19 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
+from typing import Protocol
 
 from fal_proxy.errors import ClientGone, FalProxyError, Refusal, UpstreamCut, UpstreamError, UpstreamInvalid
 from fal_proxy.exchange import Exchange, Kind, Target, Traits
 from fal_proxy.headers import Headers, billable_units, media_type, values
 from fal_proxy.relay.events import WholeCharacters
 from fal_proxy.relay.inbound import Inbound, Send
+from fal_proxy.relay.whole import Whole, read_whole
 from fal_proxy.upstream.answer import Head
 from fal_proxy.upstream.dial import Origin
 from fal_proxy.upstream.engine import Call, Engine
 
 JSON_WHOLE_BYTES = 256 * 1024
-RUN_WHOLE_BYTES = 1024 * 1024
-ANSWER_WHOLE_BYTES = 1024 * 1024
 RUN_HEAD_SECONDS = 3600.0
 DEPARTED_SECONDS = 10.0
 
@@ -77,6 +77,16 @@ class Reset(FalProxyError):
 Respond = Callable[[int, Headers], Awaitable[None]]
 
 
+class Books(Protocol):
+    """Whoever learns from answers before they go down."""
+
+    async def answered(self, status: int, body: bytes) -> None:
+        """Take an answer that was read whole. Raises UpstreamInvalid for one that must not go down."""
+
+    async def passing(self, data: bytes) -> None:
+        """Take a piece of a status stream."""
+
+
 async def relay(
     engine: Engine,
     outgoing: Outgoing,
@@ -85,11 +95,12 @@ async def relay(
     respond: Respond,
     patience: Patience,
     exchange: Exchange,
+    books: Books,
 ) -> None:
     """Carry one exchange. Raises Refusal before the head went down, Reset after it, ClientGone for a departed caller.
 
     `respond` sends the answer's head together with everything that we add to it. What happens upstream is noted in
-    `exchange`.
+    `exchange`; `books` learn what answers say before they go down, even if nobody waits for them any more.
     """
     kind = outgoing.target.kind
     first = await _first_bytes(outgoing, inbound)
@@ -98,13 +109,16 @@ async def relay(
     try:
         try:
             call, head = await _ask(engine, outgoing, upload, first, patience.until_head(kind), exchange)
-            whole = await _read_whole(call, head, kind, patience.body_idle_seconds)
+            whole = await read_whole(call, head, kind, patience.body_idle_seconds)
             exchange.whole = whole.ended
+            if whole.ended:
+                await books.answered(head.status, whole.body)
         except UpstreamError as error:
             raise refusal_for(error, kind.traits) from error
         if inbound.gone:
             raise ClientGone
-        await _answer(call, head, whole, send, respond, patience.body_idle_seconds, exchange)
+        passing = books.passing if kind is Kind.STATUS_STREAM else None
+        await _answer(call, head, whole, send, respond, patience.body_idle_seconds, exchange, passing)
     finally:
         upload.close()
 
@@ -207,6 +221,7 @@ async def _ask(
         head = await call.head(head_seconds)
     exchange.first_byte_seconds = exchange.elapsed_seconds
     exchange.upstream_status, exchange.units = head.status, billable_units(head.headers)
+    exchange.named = bool(values(head.headers, b"x-fal-request-id"))
     if 300 <= head.status < 400 and head.status != 304:
         raise UpstreamInvalid("upstream answered with a redirect, which is never followed", written=True)
     return call, head
@@ -224,45 +239,15 @@ async def _open(engine: Engine, outgoing: Outgoing, exchange: Exchange, *, fresh
         exchange.dialled_seconds = None if exchange.reused else exchange.clock() - began
 
 
-@dataclass(frozen=True, slots=True)
-class _Whole:
-    """What was read before the head may go down; `ended` says whether it is the whole body."""
-
-    body: bytes
-    ended: bool
-
-
-async def _read_whole(call: Call, head: Head, kind: Kind, idle_seconds: float) -> _Whole:
-    """Read as much of the answer as its head depends on."""
-    if kind.traits.answer_whole:
-        if values(head.headers, b"content-encoding"):
-            raise UpstreamInvalid("upstream encoded an answer that must be read", written=True)
-        whole = await _read_up_to(call, ANSWER_WHOLE_BYTES, idle_seconds)
-        if not whole.ended:
-            raise UpstreamInvalid("upstream's answer is too large", written=True)
-        return whole
-    types = values(head.headers, b"content-type")
-    if kind is Kind.RUN and types and media_type(types[0]).lower() == b"application/json":
-        lengths = values(head.headers, b"content-length")
-        if not lengths or int(lengths[0]) <= RUN_WHOLE_BYTES:
-            return await _read_up_to(call, RUN_WHOLE_BYTES, idle_seconds)
-    return _Whole(b"", ended=False)
-
-
-async def _read_up_to(call: Call, limit_bytes: int, idle_seconds: float) -> _Whole:
-    parts: list[bytes] = []
-    size = 0
-    while size <= limit_bytes:
-        data = await call.read(idle_seconds)
-        if not data:
-            return _Whole(b"".join(parts), ended=True)
-        parts.append(data)
-        size += len(data)
-    return _Whole(b"".join(parts), ended=False)
-
-
 async def _answer(
-    call: Call, head: Head, whole: _Whole, send: Send, respond: Respond, idle_seconds: float, exchange: Exchange
+    call: Call,
+    head: Head,
+    whole: Whole,
+    send: Send,
+    respond: Respond,
+    idle_seconds: float,
+    exchange: Exchange,
+    passing: Callable[[bytes], Awaitable[None]] | None,
 ) -> None:
     """Send the answer down: head, what was read, and the rest as it comes."""
     bodiless = head.status in (204, 304)
@@ -283,6 +268,8 @@ async def _answer(
         while data := await call.read(idle_seconds):
             if characters is not None and not (data := characters.feed(data)):
                 continue
+            if passing is not None:
+                await passing(data)
             exchange.bytes_down += len(data)
             await send({"type": "http.response.body", "body": data, "more_body": True})
     except (UpstreamError, Refusal) as error:  # a Refusal: the body that was still going up broke its cap

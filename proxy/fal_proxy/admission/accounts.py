@@ -1,0 +1,105 @@
+"""One exchange's account: what its answer says about a job or a bill, and the settlement when it ends.
+
+The relay tells it what passes; nothing here changes what passes. An ownership is recorded before the answer that names
+the request id goes down.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from fal_proxy.admission import ledger
+from fal_proxy.admission.gate import Grant
+from fal_proxy.admission.jobs import StatusEvents, app_of, is_completed, read_submitted
+from fal_proxy.errors import StoreUnavailable, UpstreamInvalid
+from fal_proxy.exchange import Caller, Exchange, Kind, Target
+from fal_proxy.stores import Outcome, Record, Store
+
+Charge = Callable[[str, str], int]  # from the price of the day and fal's units to micro-dollars
+
+
+@dataclass(slots=True)
+class Account:
+    """The books of one admitted exchange; `close` settles it, whatever became of it."""
+
+    store: Store
+    grant: Grant
+    exchange: Exchange
+    caller: Caller
+    target: Target
+    charge: Charge
+    _recorded: bool = False
+    _cancelled: bool = False
+    _events: StatusEvents = field(default_factory=StatusEvents)
+
+    async def answered(self, status: int, body: bytes) -> None:
+        """Take an answer that was read whole, before it goes down.
+
+        Raises UpstreamInvalid for a submit that nobody could ever read, because its job would be paid and lost.
+        """
+        kind = self.target.kind
+        if kind is Kind.SUBMIT and 200 <= status < 300:
+            await self._record(body)
+        elif kind is Kind.STATUS and 200 <= status < 300 and is_completed(body):
+            await self._completed()
+        elif kind is Kind.CANCEL and ledger.of_cancel(status, body) is Outcome.RELEASED:
+            await self._settle_job(Outcome.RELEASED)
+
+    async def passing(self, data: bytes) -> None:
+        """Take a piece of a stream, before it goes down."""
+        if self.target.kind is Kind.STATUS_STREAM and self._events.feed(data):
+            await self._completed()
+
+    async def close(self) -> None:
+        """Settle. A store that cannot answer now keeps the reservation: its lease ends it as reserved."""
+        exchange = self.exchange
+        ending = ledger.Ending(exchange.written, exchange.upstream_status, exchange.whole, exchange.units is not None)
+        kind = self.target.kind
+        try:
+            if kind in (Kind.RUN, Kind.STREAM):
+                await self._settle(self.grant.entry_id, self.grant.price, ledger.of_call(ending))
+            elif kind is Kind.SUBMIT and not self._recorded:
+                outcome = ledger.of_submit(ending, None)
+                await self._settle(self.grant.entry_id, self.grant.price, outcome or Outcome.AS_RESERVED)
+            elif kind is Kind.RESULT and (record := self.grant.record) is not None:
+                outcome = ledger.of_result(ending, completed=record.completed, has_request_id=exchange.named)
+                if outcome is not None:
+                    await self._settle(record.entry_id, record.price, outcome)
+        except StoreUnavailable:
+            pass
+
+    async def _record(self, body: bytes) -> None:
+        submitted = read_submitted(body, self.target.endpoint_id)
+        if submitted is None:
+            raise UpstreamInvalid("the answer to the submit names no request id", written=True)
+        apps = tuple(dict.fromkeys([app_of(self.target.endpoint_id), submitted.app]))
+        path = f"/{submitted.app}/requests/{submitted.request_id}"
+        owners = self.caller.owners
+        record = Record(submitted.request_id, apps, owners, self.grant.entry_id, self.grant.price, path, key_id="")
+        try:
+            await self.store.submitted(record)
+        except StoreUnavailable as error:
+            raise UpstreamInvalid("the job's owner could not be recorded", written=True) from error
+        self._recorded = True
+
+    async def _completed(self) -> None:
+        try:
+            await self.store.completed(self.target.request_id)
+        except StoreUnavailable:
+            pass  # the settler asks again
+
+    async def _settle_job(self, outcome: Outcome) -> None:
+        if (record := self.grant.record) is not None:
+            try:
+                await self._settle(record.entry_id, record.price, outcome)
+            except StoreUnavailable:
+                pass
+
+    async def _settle(self, entry_id: str, price: str, outcome: Outcome) -> None:
+        amount = 0
+        if outcome is Outcome.BILLED:
+            amount = self.charge(price, self.exchange.units or "0") if price else 0
+        await self.store.settle(entry_id, outcome, amount)
+        if price:
+            self.exchange.cost_microusd = self.grant.amount_microusd if outcome is Outcome.AS_RESERVED else amount

@@ -1,0 +1,211 @@
+"""The gate: one question to the store per request, and what its answer means in words and header fields.
+
+A caller meets their own counters; behind an anonymous caller stands a network with counters of its own, a plan's factor
+larger. A caller who is known by network only meets just these. Budgets of the plan and of the deployment are one
+counter for everybody. All of it is one atomic step; a refusal consumes nothing.
+"""
+
+from __future__ import annotations
+
+import math
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from fal_proxy.admission.jobs import app_of
+from fal_proxy.admission.ledger import is_reserving
+from fal_proxy.admission.limits import CLASSES, BudgetLimit, Limits, RateClass, class_of
+from fal_proxy.admission.rates import RatePerWindow
+from fal_proxy.errors import Refusal, StoreUnavailable
+from fal_proxy.exchange import Caller, Kind, Target
+from fal_proxy.stores import Ask, Budget, Concurrency, Denial, Owns, Question, Rate, RateState, Record, Store, Verdict
+
+UNAVAILABLE_RETRY_SECONDS = 1
+_OF_CLASS = {"submit": "runs, streams and submits", "read": "reads", "upload": "uploads"}
+_OWNED = frozenset([Kind.STATUS, Kind.STATUS_STREAM, Kind.RESULT, Kind.CANCEL])
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """What an admitted request carries on: its entry, the fields that tell what is left, and the job it asks about."""
+
+    entry_id: str = ""
+    price: str = ""
+    amount_microusd: int = 0
+    headers: tuple[tuple[bytes, bytes], ...] = ()
+    record: Record | None = None
+
+
+class Gate:
+    """Admission for one deployment."""
+
+    def __init__(
+        self,
+        store: Store,
+        limits: Mapping[str, Limits],
+        total_budget: BudgetLimit | None,
+        *,
+        network_factor: int,
+        ownership: bool,
+    ) -> None:
+        self.store = store
+        self._limits = limits
+        self._total = total_budget
+        self._factor = network_factor
+        self._ownership = ownership
+
+    def has_budget(self, plan: str) -> bool:
+        """Say whether money is counted for the plan's callers, so that every endpoint needs a price."""
+        limits = self._limits[plan]
+        return any((limits.budget, limits.total_budget, self._total))
+
+    async def admit(self, caller: Caller, plan: str, target: Target, amount_microusd: int, price: str) -> Grant:
+        """Admit and reserve, or raise Refusal: unknown_request, rate_limited, concurrency_limited, budget_exhausted,
+        store_unavailable.
+        """
+        class_ = class_of(target.kind)
+        if class_ is None:
+            return Grant()
+        limits = self._limits[plan]
+        reserving = is_reserving(target.kind)
+        ask = Ask(
+            owns=self._owns(caller, target),
+            rates=self._rates(caller, limits, class_),
+            concurrency=self._concurrency(caller, limits) if reserving else (),
+            budgets=self._budgets(caller, plan, limits) if reserving else (),
+            amount_microusd=amount_microusd,
+            price=price,
+            entry_id=secrets.token_hex(12) if reserving else "",
+            records=target.kind is Kind.SUBMIT,
+        )
+        try:
+            verdict = await self.store.admit(ask)
+        except StoreUnavailable as error:
+            raise unavailable() from error
+        own = limits.rates[class_]
+        if verdict.denied is not None:
+            raise _refusal(verdict, ask, caller, own, class_)
+        told = _told(class_, ask.rates[: len(own)], verdict.rates)
+        return Grant(ask.entry_id, price, amount_microusd, told, verdict.record)
+
+    async def standing(self, caller: Caller, plan: str) -> dict[str, Any]:
+        """Return where the caller stands, as `/me` shows it. Raises Refusal store_unavailable."""
+        limits = self._limits[plan]
+        rates = [
+            (name, rate) for name in CLASSES for rate in self._rates(caller, limits, name)[: len(limits.rates[name])]
+        ]
+        budgets = self._budgets(caller, plan, limits)[:1] if limits.budget else ()
+        question = Question(tuple(rate for _, rate in rates), self._concurrency(caller, limits)[:1], budgets)
+        try:
+            standing = await self.store.standing(question)
+        except StoreUnavailable as error:
+            raise unavailable() from error
+        shown: dict[str, list[dict[str, Any]]] = {name: [] for name in CLASSES}
+        for (name, rate), state in zip(rates, standing.rates, strict=True):
+            left = {"remaining": state.remaining, "reset_seconds": math.ceil(state.reset_seconds)}
+            shown[name].append({"limit": rate.limit, **left})
+        money = None
+        for budget, usage in zip(budgets, standing.budgets, strict=True):
+            held = {"spent_microusd": usage.spent_microusd, "reserved_microusd": usage.reserved_microusd}
+            money = {"limit_microusd": budget.limit_microusd, **held, "resets_at": usage.resets_at}
+        return {
+            "limits": shown,
+            "concurrent": {"limit": question.concurrency[0].limit, "in_use": standing.in_use[0]},
+            "realtime": {"limit": 0, "in_use": 0},  # sockets are refused, whatever the plan
+            "budget": money,
+        }
+
+    def _owns(self, caller: Caller, target: Target) -> Owns | None:
+        if not self._ownership or target.kind not in _OWNED:
+            return None
+        anonymous = caller.source == "anonymous"
+        return Owns(target.request_id, app_of(target.endpoint_id), caller.proves, anonymous)
+
+    def _subjects(self, caller: Caller) -> list[tuple[str, int]]:
+        if caller.by_network:
+            return [(caller.id, self._factor)]
+        return [(caller.id, 1), (caller.network, self._factor)] if caller.network else [(caller.id, 1)]
+
+    def _rates(self, caller: Caller, limits: Limits, class_: RateClass) -> tuple[Rate, ...]:
+        return tuple(
+            Rate(f"{class_}:{subject}", rate.limit * factor, rate.window_seconds)
+            for subject, factor in self._subjects(caller)
+            for rate in limits.rates[class_]
+        )
+
+    def _concurrency(self, caller: Caller, limits: Limits) -> tuple[Concurrency, ...]:
+        return tuple(
+            Concurrency(f"jobs:{subject}", limits.concurrent * factor) for subject, factor in self._subjects(caller)
+        )
+
+    def _budgets(self, caller: Caller, plan: str, limits: Limits) -> tuple[Budget, ...]:
+        budgets: list[Budget] = []
+        if limits.budget is not None:
+            limit, period = limits.budget
+            budgets += [Budget(f"caller:{name}", limit * factor, period) for name, factor in self._subjects(caller)]
+        if limits.total_budget is not None:
+            budgets.append(Budget(f"plan:{plan}", *limits.total_budget))
+        if self._total is not None:
+            budgets.append(Budget("all", *self._total))
+        return tuple(budgets)
+
+
+def unavailable() -> Refusal:
+    """Return the refusal of a request that the store cannot answer for."""
+    detail = "the proxy cannot count right now, and what cannot be counted is not sent; repeat it in a moment"
+    return Refusal("store_unavailable", detail, headers=(_retry_after(UNAVAILABLE_RETRY_SECONDS),))
+
+
+def _refusal(verdict: Verdict, ask: Ask, caller: Caller, own: tuple[RatePerWindow, ...], class_: RateClass) -> Refusal:
+    denied, at = verdict.denied, verdict.at
+    if denied is Denial.UNKNOWN_REQUEST:
+        return Refusal("unknown_request", "there is no such request, or it is not yours, or not under this app")
+    if denied is Denial.RATE:
+        seconds = math.ceil(verdict.retry_seconds or 0)
+        who = "of your network " if at >= len(own) or caller.by_network else ""
+        rate = ask.rates[at]
+        detail = f"the limit {who}is {_spelled(rate, own[at % len(own)])} {_OF_CLASS[class_]}; "
+        detail += f"the next is possible in {_duration(seconds)}"
+        told = _told(class_, ask.rates[:1], verdict.rates) if len(own) == 1 and not at else ()
+        return Refusal("rate_limited", detail, headers=(_retry_after(seconds), *told))
+    if denied is Denial.CONCURRENCY:
+        limit = ask.concurrency[at].limit
+        who = "your network has" if at or caller.by_network else "you have"
+        detail = f"{who} {limit} runs or jobs in progress, which is the limit; wait for one to end"
+        return Refusal("concurrency_limited", detail, headers=(_retry_after(math.ceil(verdict.retry_seconds or 1)),))
+    budget = ask.budgets[at]
+    whose = {"caller": "your budget", "plan": "the budget of your plan", "all": "the budget of this proxy"}
+    name = whose[budget.key.partition(":")[0]]
+    detail = f"{name} of ${budget.limit_microusd / 1e6:.2f} per {budget.period} does not cover this request"
+    if verdict.retry_seconds is not None:
+        detail += f"; it starts anew in {_duration(math.ceil(verdict.retry_seconds))}"
+    return Refusal("budget_exhausted", detail)
+
+
+def _spelled(rate: Rate, own: RatePerWindow) -> str:
+    return f"{rate.limit}/{own.text.partition('/')[2]}"
+
+
+def _duration(seconds: int) -> str:
+    if seconds < 120:
+        return f"{seconds} s"
+    if seconds < 7200:
+        return f"{math.ceil(seconds / 60)} min"
+    return f"{math.ceil(seconds / 3600)} h"
+
+
+def _retry_after(seconds: int) -> tuple[bytes, bytes]:
+    return (b"retry-after", b"%d" % max(seconds, 1))
+
+
+def _told(class_: RateClass, rates: tuple[Rate, ...], states: tuple[RateState, ...]) -> tuple[tuple[bytes, bytes], ...]:
+    """Return `ratelimit` and `ratelimit-policy` (draft-ietf-httpapi-ratelimit-headers-10) for the caller's own rates."""
+    if not rates:
+        return ()
+    policies = [f'"{class_}-{rate.window_seconds}";q={rate.limit};w={rate.window_seconds}' for rate in rates]
+    left = [
+        f'"{class_}-{rate.window_seconds}";r={state.remaining};t={math.ceil(state.reset_seconds)}'
+        for rate, state in zip(rates, states, strict=False)
+    ]
+    return ((b"ratelimit-policy", ", ".join(policies).encode()), (b"ratelimit", ", ".join(left).encode()))

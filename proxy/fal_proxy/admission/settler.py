@@ -1,0 +1,115 @@
+"""The settler: asks fal itself about jobs that nobody polls, so that a closed tab strands neither a slot nor money.
+
+It asks for the status, and when that says COMPLETED for the result, whose body it discards. Which jobs are due, and that
+no two processes ask about one at once, is the store's to say.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from fal_proxy.admission import ledger
+from fal_proxy.admission.accounts import Charge
+from fal_proxy.admission.jobs import is_completed
+from fal_proxy.environment import Secret
+from fal_proxy.errors import StoreUnavailable, UpstreamError
+from fal_proxy.headers import Headers, billable_units, values
+from fal_proxy.stores import Outcome, Record, Store
+from fal_proxy.upstream.answer import Head
+from fal_proxy.upstream.credentials import authorization
+from fal_proxy.upstream.dial import Route
+from fal_proxy.upstream.engine import Engine
+
+TICK_SECONDS = 1.0
+RENEW_SECONDS = 20.0
+AT_ONCE = 16
+_HOST = b"queue.fal.run"
+_HEAD_SECONDS = 30.0
+_BODY_IDLE_SECONDS = 30.0
+_STATUS_BYTES = 1024 * 1024
+_log = logging.getLogger("fal_proxy.settler")
+
+
+class Settler:
+    """One per process; `run` until cancelled."""
+
+    def __init__(self, store: Store, engine: Engine, route: Route, key: Secret, charge: Charge, mark: Headers) -> None:
+        """Take `mark`: the fields that say who we are."""
+        self._store = store
+        self._engine = engine
+        self._route = route
+        self._key = key
+        self._charge = charge
+        self._mark = mark
+        self._open: set[str] = set()
+        self._renewed = 0.0
+
+    def opened(self, entry_id: str) -> None:
+        """Keep an entry alive while its request is being answered here."""
+        if entry_id:
+            self._open.add(entry_id)
+
+    def closed(self, entry_id: str) -> None:
+        """Stop keeping it alive."""
+        self._open.discard(entry_id)
+
+    async def run(self) -> None:
+        """Ask and renew until cancelled."""
+        while True:
+            try:
+                await self.turn()
+            except StoreUnavailable:
+                pass  # the store says so itself, and the next turn asks again
+            except Exception:  # noqa: BLE001 -- one fault must not end the settling of everything else
+                _log.exception("fault of the settler")
+            await asyncio.sleep(TICK_SECONDS)
+
+    async def turn(self) -> None:
+        """Renew what is being answered, and ask about what is due. Raises StoreUnavailable."""
+        now = asyncio.get_running_loop().time()
+        if self._open and now - self._renewed >= RENEW_SECONDS:
+            self._renewed = now
+            await self._store.renew(sorted(self._open))
+        due = await self._store.due(AT_ONCE)
+        if due:
+            await asyncio.gather(*(self._settle(job.record) for job in due))
+
+    async def _settle(self, record: Record) -> None:
+        try:
+            head, body, _ = await self._get(record.path.encode() + b"/status", keep=True)
+            if not 200 <= head.status < 300 or not is_completed(body):
+                return
+            await self._store.completed(record.request_id)
+            head, _, whole = await self._get(record.path.encode(), keep=False)
+            units = billable_units(head.headers)
+            ending = ledger.Ending(written=True, status=head.status, whole=whole, billed=units is not None)
+            named = bool(values(head.headers, b"x-fal-request-id"))
+            outcome = ledger.of_result(ending, completed=True, has_request_id=named)
+            if outcome is not None:
+                billed = outcome is Outcome.BILLED and record.price and units
+                amount = self._charge(record.price, units) if billed and units else 0
+                await self._store.settle(record.entry_id, outcome, amount)
+        except (UpstreamError, StoreUnavailable):
+            pass  # its next turn comes
+
+    async def _get(self, path: bytes, *, keep: bool) -> tuple[Head, bytes, bool]:
+        """Return head, body (if kept) and whether the answer was whole. Raises UpstreamError before the head."""
+        origin, target = self._route.to(_HOST, path)
+        call = await self._engine.open(origin)
+        parts: list[bytes] = []
+        size = 0
+        try:
+            fields = [(b"accept", b"application/json"), *self._mark, authorization(self._key)]
+            call.start(b"GET", target, fields, length=0)
+            head = await call.head(_HEAD_SECONDS)
+            try:
+                while data := await call.read(_BODY_IDLE_SECONDS):
+                    size += len(data)
+                    if keep and size <= _STATUS_BYTES:
+                        parts.append(data)
+            except UpstreamError:
+                return head, b"".join(parts), False
+            return head, b"".join(parts), True
+        finally:
+            call.release()

@@ -1,0 +1,53 @@
+"""Answers that are read before their head goes down, because the head depends on how they end or on what they say."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fal_proxy.errors import UpstreamInvalid
+from fal_proxy.exchange import Kind
+from fal_proxy.headers import media_type, values
+from fal_proxy.upstream.answer import Head
+from fal_proxy.upstream.engine import Call
+
+RUN_WHOLE_BYTES = 1024 * 1024
+ANSWER_WHOLE_BYTES = 1024 * 1024
+# Their JSON goes down whole: a run's because a cut one was paid, the others' because the books learn from it.
+_READ_IF_SMALL = frozenset([Kind.RUN, Kind.STATUS, Kind.CANCEL])
+
+
+@dataclass(frozen=True, slots=True)
+class Whole:
+    """What was read before the head may go down; `ended` says whether it is the whole body."""
+
+    body: bytes
+    ended: bool
+
+
+async def read_whole(call: Call, head: Head, kind: Kind, idle_seconds: float) -> Whole:
+    """Read as much of the answer as its head depends on."""
+    if kind.traits.answer_whole:
+        if values(head.headers, b"content-encoding"):
+            raise UpstreamInvalid("upstream encoded an answer that must be read", written=True)
+        whole = await _read_up_to(call, ANSWER_WHOLE_BYTES, idle_seconds)
+        if not whole.ended:
+            raise UpstreamInvalid("upstream's answer is too large", written=True)
+        return whole
+    types = values(head.headers, b"content-type")
+    if kind in _READ_IF_SMALL and types and media_type(types[0]).lower() == b"application/json":
+        lengths = values(head.headers, b"content-length")
+        if not lengths or int(lengths[0]) <= RUN_WHOLE_BYTES:
+            return await _read_up_to(call, RUN_WHOLE_BYTES, idle_seconds)
+    return Whole(b"", ended=False)
+
+
+async def _read_up_to(call: Call, limit_bytes: int, idle_seconds: float) -> Whole:
+    parts: list[bytes] = []
+    size = 0
+    while size <= limit_bytes:
+        data = await call.read(idle_seconds)
+        if not data:
+            return Whole(b"".join(parts), ended=True)
+        parts.append(data)
+        size += len(data)
+    return Whole(b"".join(parts), ended=False)

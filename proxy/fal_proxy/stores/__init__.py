@@ -1,0 +1,192 @@
+"""What admission remembers, as one contract with two implementations: `memory` and `redis`.
+
+The store is the only place that counts. Everything it is asked is atomic: an admission judges every rate, every
+concurrency limit and every budget and reserves in all of them, or in none. Money is integer micro-dollars. Time is the
+store's own and never runs backwards, so that a clock stepping back refills nothing.
+
+An *entry* is one paid request's reservation and what became of it. A *record* is the ownership of one request id; it
+knows the entry that pays for it. Both are kept for RECORD_SECONDS at most.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple, Protocol
+
+RECORD_SECONDS = 24 * 3600.0
+JOB_LEASE_SECONDS = 3600.0
+SLOTS = 60  # hits are counted in this many slots per window, and hold their place up to one slot longer
+
+Period = Literal["hour", "day", "week", "month", "total"]
+
+
+class Rate(NamedTuple):
+    """At most `limit` hits in any interval of `window_seconds`; equal keys share a counter per window."""
+
+    key: str
+    limit: int
+    window_seconds: int
+
+
+class Concurrency(NamedTuple):
+    """At most `limit` entries that hold a slot under `key`."""
+
+    key: str
+    limit: int
+
+
+class Budget(NamedTuple):
+    """At most `limit_microusd` spent and reserved under `key` in the running period."""
+
+    key: str
+    limit_microusd: int
+    period: Period
+
+
+class Owns(NamedTuple):
+    """The question whether one of `identities` owns `request_id` under `app` (owner/alias)."""
+
+    request_id: str
+    app: str
+    identities: frozenset[str]
+    anonymous: bool  # may also reach what is owned by its id alone
+
+
+class Denial(enum.Enum):
+    """Why an admission was refused."""
+
+    UNKNOWN_REQUEST = "unknown_request"
+    RATE = "rate_limited"
+    CONCURRENCY = "concurrency_limited"
+    BUDGET = "budget_exhausted"
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """One admission: everything that must hold for one request, and the entry to open if it does."""
+
+    owns: Owns | None = None
+    rates: tuple[Rate, ...] = ()
+    concurrency: tuple[Concurrency, ...] = ()
+    budgets: tuple[Budget, ...] = ()
+    amount_microusd: int = 0
+    price: str = ""  # USD per unit, kept with the entry so that a later settlement uses the price of the day
+    entry_id: str = ""  # empty: nothing is reserved (reads, uploads)
+    records: bool = False  # an ownership will have to be recorded
+
+
+class RateState(NamedTuple):
+    """One rate after the admission: what is left, and when the next place is free again."""
+
+    remaining: int
+    reset_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What the store decided; `denied` None means admitted and reserved."""
+
+    denied: Denial | None = None
+    at: int = 0  # which of the rates, concurrency limits or budgets refused
+    retry_seconds: float | None = None  # None: not before an operator acts
+    rates: tuple[RateState, ...] = ()
+    record: Record | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """Who owns a request id, and what is known about its job."""
+
+    request_id: str
+    apps: tuple[str, ...]  # owner/alias as submitted, and as fal named it
+    owners: tuple[str, ...]  # empty: owned by the request id alone
+    entry_id: str
+    price: str
+    path: str  # of the request on queue.fal.run, for the settler
+    key_id: str  # which fal key submitted it
+    completed: bool = False
+
+
+class Outcome(enum.Enum):
+    """What became of an entry. The order is what may replace what: see `Store.settle`."""
+
+    RELEASED = "released"  # nothing is owed
+    AS_RESERVED = "as_reserved"  # nothing better is known
+    BILLED = "billed"  # fal said so
+
+
+class Usage(NamedTuple):
+    """What one budget holds now."""
+
+    spent_microusd: int
+    reserved_microusd: int
+    resets_at: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """Where a caller stands, for `/me`; the sequences follow the question's."""
+
+    rates: tuple[RateState, ...] = ()
+    in_use: tuple[int, ...] = ()
+    budgets: tuple[Usage, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Due:
+    """A job that the settler should ask fal about now."""
+
+    record: Record
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What `/me` wants to know."""
+
+    rates: tuple[Rate, ...] = ()
+    concurrency: tuple[Concurrency, ...] = ()
+    budgets: tuple[Budget, ...] = field(default=())
+
+
+class Store(Protocol):
+    """The contract. Methods raise StoreUnavailable when the store cannot answer in time.
+
+    `settle` and `completed` may instead be carried out later: they are idempotent.
+    """
+
+    async def admit(self, ask: Ask) -> Verdict:
+        """Judge and reserve in one step. A refusal consumes nothing; an admission with an entry is durable on return."""
+
+    async def submitted(self, record: Record, lease_seconds: float = JOB_LEASE_SECONDS) -> None:
+        """Record the ownership of a request id; durable on return. Its entry stays open until settled or leased out."""
+
+    async def settle(self, entry_id: str, outcome: Outcome, amount_microusd: int = 0) -> None:
+        """Replace an entry's reservation and free its slot.
+
+        BILLED replaces whatever was settled before, with `amount_microusd`; RELEASED and AS_RESERVED settle an open
+        entry only. Unknown entries are ignored.
+        """
+
+    async def completed(self, request_id: str) -> None:
+        """Note that fal called the job COMPLETED: its slot is free, and its next result answer is final."""
+
+    async def find(self, request_id: str) -> Record | None:
+        """Return the record of a request id."""
+
+    async def due(self, limit: int) -> Sequence[Due]:
+        """Claim up to `limit` jobs that nobody has asked about for long enough; also ends leases that ran out."""
+
+    async def standing(self, question: Question) -> Standing:
+        """Return where a caller stands; consumes nothing."""
+
+    async def renew(self, entry_ids: Sequence[str]) -> None:
+        """Keep the entries of requests that are still being answered by this process from being taken for lost."""
+
+    async def ping(self) -> None:
+        """Return if the store answers."""
+
+    async def close(self) -> None:
+        """Flush and let go."""

@@ -1,0 +1,74 @@
+"""`on_failure = "local"`: while the shared store is away, rates and concurrency go on in this process alone.
+
+Whatever needs a budget or a recorded ownership still raises StoreUnavailable: forgetting these costs money or privacy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from fal_proxy.errors import StoreUnavailable
+from fal_proxy.stores import JOB_LEASE_SECONDS, Ask, Due, Outcome, Question, Record, Standing, Store, Verdict
+from fal_proxy.stores.memory import MemoryStore
+
+
+class FallbackStore:
+    """A shared store with a local one behind it."""
+
+    def __init__(self, shared: Store) -> None:
+        self._shared = shared
+        self._local = MemoryStore()
+        self._local_entries: set[str] = set()
+
+    async def admit(self, ask: Ask) -> Verdict:
+        """Admit in the shared store, or locally what needs neither money nor memory."""
+        try:
+            return await self._shared.admit(ask)
+        except StoreUnavailable:
+            if ask.owns is not None or ask.budgets or ask.records:
+                raise
+        verdict = await self._local.admit(ask)
+        if verdict.denied is None and ask.entry_id:
+            self._local_entries.add(ask.entry_id)
+        return verdict
+
+    async def submitted(self, record: Record, lease_seconds: float = JOB_LEASE_SECONDS) -> None:
+        """Record in the shared store only."""
+        await self._shared.submitted(record, lease_seconds)
+
+    async def settle(self, entry_id: str, outcome: Outcome, amount_microusd: int = 0) -> None:
+        """Settle where the entry was admitted."""
+        if entry_id in self._local_entries:
+            self._local_entries.discard(entry_id)
+            await self._local.settle(entry_id, outcome, amount_microusd)
+        else:
+            await self._shared.settle(entry_id, outcome, amount_microusd)
+
+    async def completed(self, request_id: str) -> None:
+        """Note it in the shared store."""
+        await self._shared.completed(request_id)
+
+    async def find(self, request_id: str) -> Record | None:
+        """Ask the shared store."""
+        return await self._shared.find(request_id)
+
+    async def due(self, limit: int) -> Sequence[Due]:
+        """Ask the shared store."""
+        return await self._shared.due(limit)
+
+    async def standing(self, question: Question) -> Standing:
+        """Ask the shared store."""
+        return await self._shared.standing(question)
+
+    async def renew(self, entry_ids: Sequence[str]) -> None:
+        """Renew what the shared store admitted."""
+        await self._shared.renew([entry_id for entry_id in entry_ids if entry_id not in self._local_entries])
+
+    async def ping(self) -> None:
+        """Ask the shared store."""
+        await self._shared.ping()
+
+    async def close(self) -> None:
+        """Close both."""
+        await self._shared.close()
+        await self._local.close()

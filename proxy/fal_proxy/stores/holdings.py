@@ -1,0 +1,71 @@
+"""What the embedded store holds, as values, and how each is written down."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from fal_proxy.stores import Outcome, Record
+
+Name = tuple[str, str, str]  # of a purse: key, period, the period's label
+Put = tuple[Any, ...]
+
+
+@dataclass(slots=True)
+class Purse:
+    """What one budget holds in one period."""
+
+    spent: int = 0
+    reserved: int = 0
+    ends: float | None = None  # the period's end
+
+
+@dataclass(slots=True)
+class Entry:
+    """One reservation and what became of it; `outcome` None while it is open."""
+
+    id: str
+    amount: int
+    purses: tuple[Name, ...]
+    slots: tuple[str, ...]
+    price: str
+    lease_end: float
+    request_id: str = ""
+    outcome: Outcome | None = None
+    charged: int = 0
+
+
+@dataclass(slots=True)
+class Job:
+    """When the settler should ask about a record next; `queued` is the time of its one valid place in the heap."""
+
+    next_ask: float
+    attempt: int
+    queued: float
+
+
+def entry_put(entry: Entry) -> Put:
+    """Return an entry as it is written down."""
+    outcome = None if entry.outcome is None else entry.outcome.value
+    reserved = (entry.id, entry.amount, entry.purses, entry.slots, entry.price, entry.lease_end)
+    return ("entry", *reserved, entry.request_id, outcome, entry.charged)
+
+
+def record_fields(record: Record) -> tuple[Any, ...]:
+    """Return a record in the order of its constructor."""
+    return (
+        record.request_id,
+        record.apps,
+        record.owners,
+        record.entry_id,
+        record.price,
+        record.path,
+        record.key_id,
+        record.completed,
+    )
+
+
+def flooder(record: Record) -> str:
+    """Return whose flood a record would be part of: networks before cookies, which anyone can have many of."""
+    networks = [owner for owner in record.owners if "network-" in owner]
+    return networks[0] if networks else record.owners[0] if record.owners else ""

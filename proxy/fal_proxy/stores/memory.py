@@ -1,0 +1,200 @@
+"""The embedded store: one process's memory, bounded, and journalled when it is given a folder.
+
+Every operation is a few dictionary accesses, however many callers there are; what has expired is dropped a little with
+each operation instead of in sweeps. All state lives in `State`; what changes it is written down as `Put`s, absolute
+values of what was touched, one group per operation. Replaying the groups in order gives the state again, and a snapshot
+is nothing but a put of everything. See `journal` for when a group is on disk.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from fal_proxy.stores import (
+    JOB_LEASE_SECONDS,
+    SLOTS,
+    Ask,
+    Denial,
+    Due,
+    Outcome,
+    Owns,
+    Question,
+    Record,
+    Standing,
+    Usage,
+    Verdict,
+)
+from fal_proxy.stores.holdings import Entry, Purse
+from fal_proxy.stores.periods import Calendar
+from fal_proxy.stores.state import State
+
+if TYPE_CHECKING:
+    from fal_proxy.stores.journal import Journal
+
+CONCURRENCY_RETRY_SECONDS = 5.0
+# An admission that never hears of its end belongs to a request that died with its process; nothing lasts longer.
+REQUEST_LEASE_SECONDS = 2 * 3600.0
+
+
+class MemoryStore:
+    """`Store` in one process."""
+
+    def __init__(self, journal: Journal | None = None, clock: Callable[[], float] = time.time) -> None:
+        """Replay `journal`; what was open without a request id when the last process died is an unknown outcome."""
+        self._clock = clock
+        self._now = 0.0
+        self._journal = journal
+        self._calendar = Calendar()
+        self.state = State()
+        if journal is not None:
+            journal.replay(self.state)
+            self._now = self.state.clock
+            self._adopt()
+            journal.start(self.state)
+
+    async def admit(self, ask: Ask) -> Verdict:
+        """Judge and reserve in one step."""
+        if ask.entry_id and self._journal is not None:
+            self._journal.require()  # a refusal consumes nothing, so it comes before the reservation
+        now = self._tick()
+        record = None
+        if ask.owns is not None:
+            record = self.state.find(ask.owns.request_id, now)
+            if record is None or not owns(record, ask.owns):
+                return Verdict(Denial.UNKNOWN_REQUEST)
+        verdict = self._judge(ask, now)
+        if verdict is not None:
+            return verdict
+        states = []
+        for rate in ask.rates:
+            window = self.state.window(rate.key, rate.window_seconds)
+            slot = int(now * SLOTS / rate.window_seconds)
+            window.hit(slot)
+            if ask.entry_id:
+                self.state.note_hit(rate.key, rate.window_seconds, slot)
+            states.append(window.state(rate.limit, rate.window_seconds, now))
+        if record is not None:
+            self.state.polled(record.request_id, now)
+        if ask.entry_id:
+            self._open(ask, now)
+            await self._durable()
+        return Verdict(rates=tuple(states), record=record)
+
+    def _judge(self, ask: Ask, now: float) -> Verdict | None:
+        state = self.state
+        for at, rate in enumerate(ask.rates):
+            window = state.find_window(rate.key, rate.window_seconds)
+            if window is not None and window.count(int(now * SLOTS / rate.window_seconds)) >= rate.limit:
+                left = window.state(rate.limit, rate.window_seconds, now)
+                return Verdict(Denial.RATE, at, left.reset_seconds, rates=(left,))
+        for at, limit in enumerate(ask.concurrency):
+            if state.slots.get(limit.key, 0) >= limit.limit:
+                return Verdict(Denial.CONCURRENCY, at, CONCURRENCY_RETRY_SECONDS)
+        for at, budget in enumerate(ask.budgets):
+            period, ends = self._calendar.at(budget.period, now)
+            purse = state.purses.get((budget.key, budget.period, period))
+            held = purse.spent + purse.reserved if purse is not None else 0
+            if held + ask.amount_microusd > budget.limit_microusd:
+                return Verdict(Denial.BUDGET, at, None if ends is None else ends - now)
+        return None
+
+    def _open(self, ask: Ask, now: float) -> None:
+        periods = [(budget, *self._calendar.at(budget.period, now)) for budget in ask.budgets]
+        names = tuple((budget.key, budget.period, period) for budget, period, _ in periods)
+        slots = tuple(limit.key for limit in ask.concurrency)
+        entry = Entry(ask.entry_id, ask.amount_microusd, names, slots, ask.price, now + REQUEST_LEASE_SECONDS)
+        self.state.open(entry, [ends for _, _, ends in periods])
+
+    async def submitted(self, record: Record, lease_seconds: float = JOB_LEASE_SECONDS) -> None:
+        """Record the ownership of a request id."""
+        now = self._tick()
+        self.state.own(record, now, now + lease_seconds)
+        await self._durable()
+
+    async def settle(self, entry_id: str, outcome: Outcome, amount_microusd: int = 0) -> None:
+        """Replace an entry's reservation and free its slot."""
+        self._tick()
+        entry = self.state.entries.get(entry_id)
+        if entry is None:
+            return
+        if outcome is Outcome.BILLED:
+            self.state.settle(entry, outcome, amount_microusd)
+        elif entry.outcome is None:
+            self.state.settle(entry, outcome, entry.amount if outcome is Outcome.AS_RESERVED else 0)
+        self._flush()
+
+    async def completed(self, request_id: str) -> None:
+        """Note that fal called the job COMPLETED."""
+        self._tick()
+        self.state.complete(request_id)
+        self._flush()
+
+    async def find(self, request_id: str) -> Record | None:
+        """Return the record of a request id."""
+        return self.state.find(request_id, self._tick())
+
+    async def due(self, limit: int) -> Sequence[Due]:
+        """Claim jobs that nobody has asked about for long enough."""
+        now = self._tick()
+        claimed: list[Due] = []
+        while len(claimed) < limit and (job := self.state.claim(now)) is not None:
+            claimed.append(Due(self.state.records[job[0]], job[1]))
+        self._flush()
+        return claimed
+
+    async def standing(self, question: Question) -> Standing:
+        """Return where a caller stands."""
+        now = self._tick()
+        rates = [self.state.standing(rate, now) for rate in question.rates]
+        in_use = [self.state.slots.get(limit.key, 0) for limit in question.concurrency]
+        budgets = []
+        for budget in question.budgets:
+            period, ends = self._calendar.at(budget.period, now)
+            purse = self.state.purses.get((budget.key, budget.period, period), Purse())
+            budgets.append(Usage(purse.spent, purse.reserved, ends))
+        return Standing(tuple(rates), tuple(in_use), tuple(budgets))
+
+    async def renew(self, entry_ids: Sequence[str]) -> None:
+        """Do nothing: what is being answered lives and dies with this process."""
+
+    async def ping(self) -> None:
+        """Raise StoreUnavailable when the journal can no longer be written."""
+        if self._journal is not None:
+            self._journal.require()
+
+    async def close(self) -> None:
+        """Flush the journal and let go of it."""
+        if self._journal is not None:
+            await self._journal.close()
+
+    def _tick(self) -> float:
+        """Return the store's time, which never runs backwards, and drop a little of what it has left behind."""
+        self._now = max(self._now, self._clock())
+        self.state.note_clock(self._now)
+        self.state.expire(self._now)
+        return self._now
+
+    def _adopt(self) -> None:
+        self._tick()
+        for entry in [entry for entry in self.state.entries.values() if entry.outcome is None and not entry.request_id]:
+            self.state.settle(entry, Outcome.AS_RESERVED, entry.amount)
+
+    def _flush(self) -> None:
+        if self._journal is not None:
+            self._journal.append(self.state.take_puts())
+        else:
+            self.state.take_puts()
+
+    async def _durable(self) -> None:
+        self._flush()
+        if self._journal is not None:
+            await self._journal.durable()
+
+
+def owns(record: Record, question: Owns) -> bool:
+    """Say whether a record answers the question with yes; the same under any other app would be a guess."""
+    if question.app not in record.apps:
+        return False
+    return question.anonymous if not record.owners else not question.identities.isdisjoint(record.owners)

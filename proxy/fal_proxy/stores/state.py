@@ -1,0 +1,264 @@
+"""The embedded store's state: windows, slots, purses, entries, records, jobs; what expires, and what must be written down.
+
+Every change goes through a method here, and each leaves `Put`s: tuples of a kind and absolute values (`replay` is their
+inverse). Nothing here decides whether something may happen.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import OrderedDict
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+
+from fal_proxy.stores import RECORD_SECONDS, SLOTS, Outcome, Rate, RateState, Record
+from fal_proxy.stores.holdings import Entry, Job, Name, Purse, Put, entry_put, flooder, record_fields
+from fal_proxy.stores.windows import Window
+
+# A flood of submits evicts the flooder's own oldest records, then the oldest of all.
+MAX_RECORDS_PER_OWNER = 10_000
+MAX_RECORDS = 500_000
+_DROPPED_PER_TICK = 4
+_CLOCK_SECONDS = 60.0
+FIRST_ASK_SECONDS = 10.0
+LONGEST_ASK_SECONDS = 60.0
+# After its period a purse is kept until no entry can be settled against it any more.
+_PURSE_GRACE_SECONDS = RECORD_SECONDS + 3 * 3600.0
+
+
+@dataclass(slots=True)
+class State:
+    """Everything the embedded store knows."""
+
+    windows: dict[int, OrderedDict[str, Window]] = field(default_factory=dict)  # by length; least recently hit first
+    clock: float = 0.0
+    slots: dict[str, int] = field(default_factory=dict)
+    purses: dict[Name, Purse] = field(default_factory=dict)
+    entries: dict[str, Entry] = field(default_factory=dict)
+    records: OrderedDict[str, Record] = field(default_factory=OrderedDict)  # oldest first
+    born: dict[str, float] = field(default_factory=dict)
+    _by_owner: dict[str, OrderedDict[str, None]] = field(default_factory=dict)
+    _jobs: dict[str, Job] = field(default_factory=dict)
+    _asks: list[tuple[float, str]] = field(default_factory=list)
+    leases: list[tuple[float, str]] = field(default_factory=list)
+    _purse_ends: list[tuple[float, Name]] = field(default_factory=list)
+    _puts: list[Put] = field(default_factory=list)
+
+    def note_clock(self, now: float) -> None:
+        """Write the time down, roughly: a clock stepping back across a restart refills nothing either."""
+        if now >= self.clock + _CLOCK_SECONDS:
+            self.clock = now
+            self._puts.append(("clock", now))
+
+    # Rates
+
+    def find_window(self, key: str, seconds: int) -> Window | None:
+        """Return a key's window if it was ever hit."""
+        windows = self.windows.get(seconds)
+        return windows.get(key) if windows is not None else None
+
+    def window(self, key: str, seconds: int) -> Window:
+        """Return a key's window, about to be hit."""
+        windows = self.windows.setdefault(seconds, OrderedDict())
+        window = windows.get(key)
+        if window is None:
+            window = windows[key] = Window()
+        else:
+            windows.move_to_end(key)
+        return window
+
+    def standing(self, rate: Rate, now: float) -> RateState:
+        """Return what is left of a rate."""
+        window = self.find_window(rate.key, rate.window_seconds)
+        return RateState(rate.limit, 0.0) if window is None else window.state(rate.limit, rate.window_seconds, now)
+
+    def note_hit(self, key: str, seconds: int, slot: int) -> None:
+        """Write a hit down."""
+        self._puts.append(("hit", key, seconds, slot))
+
+    # Money and slots
+
+    def open(self, entry: Entry, ends: Iterable[float | None]) -> None:
+        """Reserve; `ends` are the ends of the purses' periods."""
+        self.entries[entry.id] = entry
+        heapq.heappush(self.leases, (entry.lease_end, entry.id))
+        for slot in entry.slots:
+            self.slots[slot] = self.slots.get(slot, 0) + 1
+        for name, end in zip(entry.purses, ends, strict=True):
+            if name not in self.purses:
+                self.add_purse(name, Purse(ends=end))
+            self._change(name, reserved=entry.amount)
+        self.put_entry(entry)
+
+    def settle(self, entry: Entry, outcome: Outcome, amount: int) -> None:
+        """Replace the reservation, or an earlier settlement, by a charge; free the slots."""
+        for name in entry.purses:
+            self._change(name, spent=amount - entry.charged, reserved=-entry.amount if entry.outcome is None else 0)
+        entry.outcome, entry.charged = outcome, amount
+        self.free(entry)
+        if entry.request_id:
+            self.put_entry(entry)
+        else:
+            self._drop_entry(entry.id)
+
+    def free(self, entry: Entry) -> None:
+        """Give an entry's slots back."""
+        for slot in entry.slots:
+            if self.slots.get(slot, 0) > 1:
+                self.slots[slot] -= 1
+            else:
+                self.slots.pop(slot, None)
+        entry.slots = ()
+
+    def _change(self, name: Name, spent: int = 0, reserved: int = 0) -> None:
+        purse = self.purses.get(name)
+        if purse is None:
+            return  # its period is long over, and nothing can be admitted against it any more
+        purse.spent += spent
+        purse.reserved += reserved
+        self._puts.append(("purse", name, purse.spent, purse.reserved, purse.ends))
+
+    def add_purse(self, name: Name, purse: Purse) -> None:
+        """Begin a purse."""
+        self.purses[name] = purse
+        if purse.ends is not None:
+            heapq.heappush(self._purse_ends, (purse.ends + _PURSE_GRACE_SECONDS, name))
+
+    # Records and jobs
+
+    def own(self, record: Record, now: float, lease_end: float) -> None:
+        """Record an ownership; its entry now lives as long as the record."""
+        if record.request_id in self.records:
+            return
+        self.add_record(record, now)
+        entry = self.entries.get(record.entry_id)
+        if entry is not None:
+            entry.request_id = record.request_id
+            entry.lease_end = lease_end
+            heapq.heappush(self.leases, (lease_end, entry.id))
+            self.put_entry(entry)
+            self.watch(record.request_id, now + FIRST_ASK_SECONDS)
+        self._puts.append(("record", now, *record_fields(record)))
+        mine = self._by_owner[flooder(record)]
+        if len(mine) > MAX_RECORDS_PER_OWNER:
+            self.drop_record(next(iter(mine)))
+        elif len(self.records) > MAX_RECORDS:
+            self.drop_record(next(iter(self.records)))
+
+    def add_record(self, record: Record, born: float) -> None:
+        """Keep a record, without judging how many there are."""
+        self.records[record.request_id] = record
+        self.born[record.request_id] = born
+        self._by_owner.setdefault(flooder(record), OrderedDict())[record.request_id] = None
+
+    def find(self, request_id: str, now: float) -> Record | None:
+        """Return a record that has not ended, whether or not it has been dropped yet."""
+        record = self.records.get(request_id)
+        return None if record is None or self.born[request_id] + RECORD_SECONDS <= now else record
+
+    def complete(self, request_id: str) -> None:
+        """Free the slot of a completed job; its money waits for the result."""
+        record = self.records.get(request_id)
+        if record is None or record.completed:
+            return
+        self.records[request_id] = replace(record, completed=True)
+        self._puts.append(("record", self.born[request_id], *record_fields(self.records[request_id])))
+        entry = self.entries.get(record.entry_id)
+        if entry is not None and entry.slots:
+            self.free(entry)
+            self.put_entry(entry)
+
+    def watch(self, request_id: str, when: float) -> None:
+        """Let the settler ask about a job from `when` on."""
+        heapq.heappush(self._asks, (when, request_id))
+        self._jobs[request_id] = Job(when, 0, when)
+
+    def polled(self, request_id: str, now: float) -> None:
+        """Let the settler wait: somebody asks about the job already."""
+        job = self._jobs.get(request_id)
+        if job is not None:
+            job.next_ask, job.attempt = now + FIRST_ASK_SECONDS, 0
+            if job.next_ask < job.queued:
+                self._queue(request_id, job)
+
+    def claim(self, now: float) -> tuple[str, int] | None:
+        """Return the request id and attempt of a job that is due, None when none is; its next turn comes later."""
+        while self._asks and self._asks[0][0] <= now:
+            when, request_id = heapq.heappop(self._asks)
+            job = self._jobs.get(request_id)
+            if job is None or when != job.queued:
+                continue
+            record = self.records.get(request_id)
+            entry = self.entries.get(record.entry_id) if record is not None else None
+            if entry is None or entry.outcome is not None:
+                del self._jobs[request_id]
+            elif job.next_ask > now:
+                self._queue(request_id, job)
+            else:
+                job.attempt += 1
+                job.next_ask = now + min(FIRST_ASK_SECONDS * 2**job.attempt, LONGEST_ASK_SECONDS)
+                self._queue(request_id, job)
+                return request_id, job.attempt - 1
+        return None
+
+    def _queue(self, request_id: str, job: Job) -> None:
+        job.queued = job.next_ask
+        heapq.heappush(self._asks, (job.queued, request_id))
+
+    # The end of things
+
+    def expire(self, now: float) -> None:
+        """Drop a little of what is over: O(1) whatever the size."""
+        while self.leases and self.leases[0][0] <= now:
+            _, entry_id = heapq.heappop(self.leases)
+            entry = self.entries.get(entry_id)
+            if entry is not None and entry.outcome is None and entry.lease_end <= now:
+                self.settle(entry, Outcome.AS_RESERVED, entry.amount)
+        for _ in range(_DROPPED_PER_TICK):
+            oldest = next(iter(self.records), None)
+            if oldest is None or self.born[oldest] + RECORD_SECONDS > now:
+                break
+            self.drop_record(oldest)
+        for seconds, windows in self.windows.items():
+            for _ in range(_DROPPED_PER_TICK):
+                key = next(iter(windows), None)
+                if key is None or windows[key].newest + SLOTS >= int(now * SLOTS / seconds):
+                    break
+                del windows[key]
+        while self._purse_ends and self._purse_ends[0][0] <= now:
+            _, name = heapq.heappop(self._purse_ends)
+            self.purses.pop(name, None)
+            self._puts.append(("no purse", name))
+
+    def drop_record(self, request_id: str) -> None:
+        """Forget a record; its entry ends with its lease if it is still open."""
+        record = self.records.pop(request_id)
+        self.born.pop(request_id, None)
+        self._jobs.pop(request_id, None)
+        mine = self._by_owner[flooder(record)]
+        mine.pop(request_id, None)
+        if not mine:
+            del self._by_owner[flooder(record)]
+        self._puts.append(("no record", request_id))
+        entry = self.entries.get(record.entry_id)
+        if entry is not None:
+            entry.request_id = ""
+            if entry.outcome is None:
+                self.put_entry(entry)  # evicted by a flood: it ends with its lease
+            else:
+                self._drop_entry(entry.id)
+
+    def _drop_entry(self, entry_id: str) -> None:
+        self.entries.pop(entry_id, None)
+        self._puts.append(("no entry", entry_id))
+
+    # What is written down
+
+    def put_entry(self, entry: Entry) -> None:
+        """Write an entry down."""
+        self._puts.append(entry_put(entry))
+
+    def take_puts(self) -> list[Put]:
+        """Return what changed since the last time."""
+        puts, self._puts = self._puts, []
+        return puts

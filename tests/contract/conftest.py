@@ -1,0 +1,35 @@
+"""The store contract's two implementations, each with a clock that only the test moves."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+
+from contract.bench import Bench
+from fal_proxy.stores import Store
+from fal_proxy.stores.memory import MemoryStore
+from fal_proxy.stores.redis import RedisStore
+from support.redis import RedisServer, redis_server
+
+
+@pytest.fixture(scope="session")
+def redis() -> Iterator[RedisServer]:
+    """Run one Redis for the whole suite."""
+    with redis_server() as server:
+        yield server
+
+
+@pytest.fixture(params=["memory", "redis"])
+async def bench(request: pytest.FixtureRequest) -> AsyncIterator[Bench]:
+    """Bring an empty store of each kind."""
+    store: Store
+    if request.param == "memory":
+        store = MemoryStore(clock=lambda: made.now)
+    else:
+        server: RedisServer = request.getfixturevalue("redis")
+        server.command("FLUSHALL")
+        store = RedisStore(server.url, clock=lambda: made.now)
+    made = Bench(store)
+    yield made
+    await store.close()

@@ -32,6 +32,7 @@ from fal_proxy.policy.pricing import Prices, charge_for
 from fal_proxy.relay.http import Patience, Reset
 from fal_proxy.relay.inbound import Receive, Send
 from fal_proxy.settings import ENV_ADMIN_TOKEN, ENV_UPSTREAM, Settings, config_path
+from fal_proxy.stores import Store
 from fal_proxy.stores.opening import JournalError, open_store
 from fal_proxy.telemetry import Telemetry
 from fal_proxy.upstream.dial import Dialer, Route
@@ -147,10 +148,12 @@ def create_app(
     config: str | Path | None = None,
     environ: Mapping[str, str] | None = None,
     key: Secret | None = None,
+    store: Store | None = None,
 ) -> App:
     """Return the application for `settings`, or for file and environment.
 
-    `key` replaces the environment's fal key. Raises Misconfigured with every error that `check` finds.
+    `key` replaces the environment's fal key; `store` what `state.url` names, and the app closes it. Raises Misconfigured
+    with every error that `check` finds.
     """
     environ = os.environ if environ is None else environ
     report = check.examine(settings, config, environ, key=key)
@@ -162,7 +165,7 @@ def create_app(
     site = Site(settings.server.public_url, settings.server.hosts, settings.cors.origins)
     folder = config_path(config, environ).parent
     try:
-        store = open_store(settings.state.url, folder, local_on_failure=settings.state.on_failure == "local")
+        store = store or open_store(settings.state.url, folder, local_on_failure=settings.state.on_failure == "local")
     except JournalError as error:
         raise Misconfigured([f"state.url: {error}"]) from error
     engine = Engine(Dialer(settings.upstream.connect_seconds))

@@ -12,10 +12,9 @@ from fal_proxy.check import Report, examine
 from fal_proxy.errors import Misconfigured
 from fal_proxy.identity.key import add
 from fal_proxy.settings import Settings
-from support.instantly import instantly
 from support.proxied import FAL_KEY, FAL_KEY_SECRET, SIGNING_SECRET
 
-ENVIRON = {"FAL_KEY": FAL_KEY.reveal(), "FAL_PROXY_SECRET": SIGNING_SECRET}
+ENVIRON = {"FAL_KEY": FAL_KEY.reveal(), "FAL_PROXY_SECRET": SIGNING_SECRET, "FAL_PROXY_STATE": "memory://state"}
 KEYS_ONLY = "[identity]\nsources = ['key']\n[plans.default]\nendpoints = ['fal-ai/flux/**']\n"
 ANONYMOUS = KEYS_ONLY.replace("'key'", "'anonymous'") + "[server]\npublic_url = 'https://p.example'\n"
 BOTH = ANONYMOUS.replace("'anonymous'", "'key', 'anonymous'")
@@ -36,7 +35,7 @@ def found(report: Report, level: str) -> list[str]:
 
 GOOD: list[tuple[str, Mapping[str, str], list[str], str]] = [
     (KEYS_ONLY, ENVIRON, [], "keys need neither a signing secret nor a name"),
-    (KEYS_ONLY, {"FAL_KEY_ID": "a", "FAL_KEY_SECRET": "b"}, [], "the key in halves"),
+    (KEYS_ONLY, {"FAL_KEY_ID": "a", "FAL_KEY_SECRET": "b", "FAL_PROXY_STATE": "memory://s"}, [], "the key in halves"),
     (ANONYMOUS, ENVIRON, ["identity.anonymous"], "strangers are worth a word"),
     (BOTH, ENVIRON, ["identity.anonymous"], "both"),
     (ANONYMOUS.replace("public_url = 'https://p.example'", "hosts = ['p.example', '[::1]', '*']"), ENVIRON,
@@ -50,13 +49,13 @@ GOOD: list[tuple[str, Mapping[str, str], list[str], str]] = [
 
 
 @pytest.mark.parametrize(("text", "environ", "warnings", "reason"), GOOD)
-def test_good_configuration_has_no_error(
+async def test_good_configuration_has_no_error(
     text: str, environ: Mapping[str, str], warnings: list[str], reason: str, tmp_path: Path
 ) -> None:
     report = judge(tmp_path, text, environ)
     assert found(report, "error") == [], reason
     assert found(report, "warning") == warnings, reason
-    instantly(create_app(config=tmp_path / "fal-proxy.toml", environ=environ).close())
+    await create_app(config=tmp_path / "fal-proxy.toml", environ=environ).close()
 
 
 def _without(name: str) -> Mapping[str, str]:
@@ -167,13 +166,13 @@ def test_missing_keys_and_loose_permissions_are_warnings(tmp_path: Path) -> None
 
 
 def test_access_says_who_may_do_what(tmp_path: Path) -> None:
-    opened = "run, stream and submit on fal-ai/flux/**"
+    opened = "run, stream and submit on fal-ai/flux/** (20/minute; 200/day; 4 at a time; no budget)"
     assert judge(tmp_path, BOTH).access == [
-        f"key ada (plan default): {opened}; uploads; reads by request id",
-        f"anyone (plan default): {opened}; uploads; reads by request id",
+        f"key ada (plan default): {opened}; uploads (60/hour); reads their own requests",
+        f"anyone (plan default): {opened}; uploads (60/hour); reads their own requests",
     ]
     report = judge(tmp_path, BOTH + "[storage]\nmode = 'off'", ada=None)
-    assert report.access[1] == f"anyone (plan default): {opened}; reads by request id"
+    assert report.access[1] == f"anyone (plan default): {opened}; reads their own requests"
 
 
 def test_no_finding_holds_a_secret(tmp_path: Path) -> None:

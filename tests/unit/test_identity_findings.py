@@ -12,6 +12,7 @@ from fal_proxy.settings import ENV_HEADER_SECRET, Settings
 
 GOOD = {
     "FAL_KEY": "id:secret",
+    "FAL_PROXY_STATE": "memory://state",
     "FAL_PROXY_SERVER__PUBLIC_URL": "https://app.example.com",
     "FAL_PROXY_PLANS": '{"default": {"endpoints": ["fal-ai/flux/**"]}}',
     "FAL_PROXY_IDENTITY__JWT__ISSUER": "https://login.example.com/",

@@ -16,6 +16,7 @@ from fal_proxy.errors import StoreUnavailable, UpstreamInvalid
 from fal_proxy.exchange import Caller, Exchange, Kind, Target
 from fal_proxy.stores import Outcome, Record, Store
 
+_PASSED_BYTES = 1024 * 1024
 Charge = Callable[[str, str], int]  # from the price of the day and fal's units to micro-dollars
 
 
@@ -30,26 +31,28 @@ class Account:
     target: Target
     charge: Charge
     _recorded: bool = False
-    _cancelled: bool = False
+    _passed: bytes = b""
     _events: StatusEvents = field(default_factory=StatusEvents)
 
     async def answered(self, status: int, body: bytes) -> None:
-        """Take an answer that was read whole, before it goes down.
-
-        Raises UpstreamInvalid for a submit that nobody could ever read, because its job would be paid and lost.
-        """
-        kind = self.target.kind
-        if kind is Kind.SUBMIT and 200 <= status < 300:
+        """Take an answer that was read whole. Raises UpstreamInvalid when a job's owner could not be recorded."""
+        if self.target.kind is Kind.SUBMIT and 200 <= status < 300:
             await self._record(body)
-        elif kind is Kind.STATUS and 200 <= status < 300 and is_completed(body):
-            await self._completed()
-        elif kind is Kind.CANCEL and ledger.of_cancel(status, body) is Outcome.RELEASED:
-            await self._settle_job(Outcome.RELEASED)
 
     async def passing(self, data: bytes) -> None:
-        """Take a piece of a stream, before it goes down."""
-        if self.target.kind is Kind.STATUS_STREAM and self._events.feed(data):
-            await self._completed()
+        """Take a piece of another answer; what it completes is noted before its last byte goes down."""
+        status = self.exchange.upstream_status
+        if status is None or not 200 <= status < 300:
+            return
+        if self.target.kind is Kind.STATUS_STREAM:
+            if self._events.feed(data):
+                await self._completed()
+        elif len(self._passed) + len(data) <= _PASSED_BYTES:
+            self._passed += data
+            if self.target.kind is Kind.STATUS and b"COMPLETED" in self._passed and is_completed(self._passed):
+                await self._completed()
+            elif self.target.kind is Kind.CANCEL and ledger.of_cancel(status, self._passed) is not None:
+                await self._release()
 
     async def close(self) -> None:
         """Settle. A store that cannot answer now keeps the reservation: its lease ends it as reserved."""
@@ -72,7 +75,7 @@ class Account:
     async def _record(self, body: bytes) -> None:
         submitted = read_submitted(body, self.target.endpoint_id)
         if submitted is None:
-            raise UpstreamInvalid("the answer to the submit names no request id", written=True)
+            return  # nobody can ask about this job, so there is nothing to own: it stays charged as reserved
         apps = tuple(dict.fromkeys([app_of(self.target.endpoint_id), submitted.app]))
         path = f"/{submitted.app}/requests/{submitted.request_id}"
         owners = self.caller.owners
@@ -89,12 +92,12 @@ class Account:
         except StoreUnavailable:
             pass  # the settler asks again
 
-    async def _settle_job(self, outcome: Outcome) -> None:
+    async def _release(self) -> None:
         if (record := self.grant.record) is not None:
             try:
-                await self._settle(record.entry_id, record.price, outcome)
+                await self._settle(record.entry_id, record.price, Outcome.RELEASED)
             except StoreUnavailable:
-                pass
+                pass  # the settler learns it from fal
 
     async def _settle(self, entry_id: str, price: str, outcome: Outcome) -> None:
         amount = 0

@@ -10,8 +10,11 @@ from __future__ import annotations
 import math
 import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass
+from functools import lru_cache
+from itertools import count
 from typing import Any
+
+import msgspec
 
 from fal_proxy.admission.jobs import app_of
 from fal_proxy.admission.ledger import is_reserving
@@ -26,8 +29,7 @@ _OF_CLASS = {"submit": "runs, streams and submits", "read": "reads", "upload": "
 _OWNED = frozenset([Kind.STATUS, Kind.STATUS_STREAM, Kind.RESULT, Kind.CANCEL])
 
 
-@dataclass(frozen=True, slots=True)
-class Grant:
+class Grant(msgspec.Struct, frozen=True):
     """What an admitted request carries on: its entry, the fields that tell what is left, and the job it asks about."""
 
     entry_id: str = ""
@@ -54,6 +56,8 @@ class Gate:
         self._total = total_budget
         self._factor = network_factor
         self._ownership = ownership
+        self._process = secrets.token_hex(8) + "-"  # entries of no two processes are called the same
+        self._count = count()
 
     def has_budget(self, plan: str) -> bool:
         """Say whether money is counted for the plan's callers, so that every endpoint needs a price."""
@@ -76,7 +80,7 @@ class Gate:
             budgets=self._budgets(caller, plan, limits) if reserving else (),
             amount_microusd=amount_microusd,
             price=price,
-            entry_id=secrets.token_hex(12) if reserving else "",
+            entry_id=f"{self._process}{next(self._count):x}" if reserving else "",
             records=target.kind is Kind.SUBMIT,
         )
         try:
@@ -203,9 +207,14 @@ def _told(class_: RateClass, rates: tuple[Rate, ...], states: tuple[RateState, .
     """Return `ratelimit` and `ratelimit-policy` (draft-ietf-httpapi-ratelimit-headers-10) for the caller's own rates."""
     if not rates:
         return ()
-    policies = [f'"{class_}-{rate.window_seconds}";q={rate.limit};w={rate.window_seconds}' for rate in rates]
     left = [
         f'"{class_}-{rate.window_seconds}";r={state.remaining};t={math.ceil(state.reset_seconds)}'
         for rate, state in zip(rates, states, strict=False)
     ]
-    return ((b"ratelimit-policy", ", ".join(policies).encode()), (b"ratelimit", ", ".join(left).encode()))
+    policy = _policy(class_, tuple([(rate.limit, rate.window_seconds) for rate in rates]))
+    return ((b"ratelimit-policy", policy), (b"ratelimit", ", ".join(left).encode()))
+
+
+@lru_cache(maxsize=256)
+def _policy(class_: RateClass, rates: tuple[tuple[int, int], ...]) -> bytes:
+    return ", ".join(f'"{class_}-{seconds}";q={limit};w={seconds}' for limit, seconds in rates).encode()

@@ -36,6 +36,7 @@ from fal_proxy.upstream.dial import Origin
 from fal_proxy.upstream.engine import Call, Engine
 
 JSON_WHOLE_BYTES = 256 * 1024
+_WATCHED = frozenset([Kind.STATUS, Kind.STATUS_STREAM, Kind.CANCEL])  # the books learn from what passes
 RUN_HEAD_SECONDS = 3600.0
 DEPARTED_SECONDS = 10.0
 
@@ -81,10 +82,10 @@ class Books(Protocol):
     """Whoever learns from answers before they go down."""
 
     async def answered(self, status: int, body: bytes) -> None:
-        """Take an answer that was read whole. Raises UpstreamInvalid for one that must not go down."""
+        """Take an answer that was read whole. Raises UpstreamError when it must not go down."""
 
     async def passing(self, data: bytes) -> None:
-        """Take a piece of a status stream."""
+        """Take a piece of an answer that is not read whole, before it goes down."""
 
 
 async def relay(
@@ -117,7 +118,7 @@ async def relay(
             raise refusal_for(error, kind.traits) from error
         if inbound.gone:
             raise ClientGone
-        passing = books.passing if kind is Kind.STATUS_STREAM else None
+        passing = books.passing if kind in _WATCHED else None
         await _answer(call, head, whole, send, respond, patience.body_idle_seconds, exchange, passing)
     finally:
         upload.close()

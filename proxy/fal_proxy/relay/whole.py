@@ -12,8 +12,6 @@ from fal_proxy.upstream.engine import Call
 
 RUN_WHOLE_BYTES = 1024 * 1024
 ANSWER_WHOLE_BYTES = 1024 * 1024
-# Their JSON goes down whole: a run's because a cut one was paid, the others' because the books learn from it.
-_READ_IF_SMALL = frozenset([Kind.RUN, Kind.STATUS, Kind.CANCEL])
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +32,7 @@ async def read_whole(call: Call, head: Head, kind: Kind, idle_seconds: float) ->
             raise UpstreamInvalid("upstream's answer is too large", written=True)
         return whole
     types = values(head.headers, b"content-type")
-    if kind in _READ_IF_SMALL and types and media_type(types[0]).lower() == b"application/json":
+    if kind is Kind.RUN and types and media_type(types[0]).lower() == b"application/json":
         lengths = values(head.headers, b"content-length")
         if not lengths or int(lengths[0]) <= RUN_WHOLE_BYTES:
             return await _read_up_to(call, RUN_WHOLE_BYTES, idle_seconds)

@@ -15,6 +15,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, Protocol
 
+import msgspec
+
 RECORD_SECONDS = 24 * 3600.0
 JOB_LEASE_SECONDS = 3600.0
 SLOTS = 60  # hits are counted in this many slots per window, and hold their place up to one slot longer
@@ -63,8 +65,7 @@ class Denial(enum.Enum):
     BUDGET = "budget_exhausted"
 
 
-@dataclass(frozen=True, slots=True)
-class Ask:
+class Ask(msgspec.Struct, frozen=True):  # made for every request: a struct costs a tenth of a frozen dataclass
     """One admission: everything that must hold for one request, and the entry to open if it does."""
 
     owns: Owns | None = None
@@ -84,8 +85,7 @@ class RateState(NamedTuple):
     reset_seconds: float
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
+class Verdict(msgspec.Struct, frozen=True):
     """What the store decided; `denied` None means admitted and reserved."""
 
     denied: Denial | None = None

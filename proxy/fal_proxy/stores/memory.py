@@ -26,7 +26,7 @@ from fal_proxy.stores import (
     Usage,
     Verdict,
 )
-from fal_proxy.stores.holdings import Entry, Purse
+from fal_proxy.stores.holdings import Entry, Name, Purse
 from fal_proxy.stores.periods import Calendar
 from fal_proxy.stores.state import State
 
@@ -47,7 +47,7 @@ class MemoryStore:
         self._now = 0.0
         self._journal = journal
         self._calendar = Calendar()
-        self.state = State()
+        self.state = State(written_down=journal is not None)
         if journal is not None:
             journal.replay(self.state)
             self._now = self.state.clock
@@ -64,13 +64,14 @@ class MemoryStore:
             record = self.state.find(ask.owns.request_id, now)
             if record is None or not owns(record, ask.owns):
                 return Verdict(Denial.UNKNOWN_REQUEST)
-        verdict = self._judge(ask, now)
+        purses: list[tuple[Name, float | None]] = []
+        verdict = self._judge(ask, now, purses)
         if verdict is not None:
             return verdict
         states = []
         for rate in ask.rates:
-            window = self.state.window(rate.key, rate.window_seconds)
             slot = int(now * SLOTS / rate.window_seconds)
+            window = self.state.window(rate.key, rate.window_seconds)
             window.hit(slot)
             if ask.entry_id:
                 self.state.note_hit(rate.key, rate.window_seconds, slot)
@@ -78,11 +79,16 @@ class MemoryStore:
         if record is not None:
             self.state.polled(record.request_id, now)
         if ask.entry_id:
-            self._open(ask, now)
+            slots = tuple([limit.key for limit in ask.concurrency])
+            names = tuple([name for name, _ in purses])
+            lease_end = now + REQUEST_LEASE_SECONDS
+            entry = Entry(ask.entry_id, ask.amount_microusd, names, slots, ask.price, lease_end)
+            self.state.open(entry, [ends for _, ends in purses])
             await self._durable()
         return Verdict(rates=tuple(states), record=record)
 
-    def _judge(self, ask: Ask, now: float) -> Verdict | None:
+    def _judge(self, ask: Ask, now: float, purses: list[tuple[Name, float | None]]) -> Verdict | None:
+        """Return the refusal, or None, having collected the purses that would be charged."""
         state = self.state
         for at, rate in enumerate(ask.rates):
             window = state.find_window(rate.key, rate.window_seconds)
@@ -94,18 +100,13 @@ class MemoryStore:
                 return Verdict(Denial.CONCURRENCY, at, CONCURRENCY_RETRY_SECONDS)
         for at, budget in enumerate(ask.budgets):
             period, ends = self._calendar.at(budget.period, now)
-            purse = state.purses.get((budget.key, budget.period, period))
+            name = (budget.key, budget.period, period)
+            purse = state.purses.get(name)
             held = purse.spent + purse.reserved if purse is not None else 0
             if held + ask.amount_microusd > budget.limit_microusd:
                 return Verdict(Denial.BUDGET, at, None if ends is None else ends - now)
+            purses.append((name, ends))
         return None
-
-    def _open(self, ask: Ask, now: float) -> None:
-        periods = [(budget, *self._calendar.at(budget.period, now)) for budget in ask.budgets]
-        names = tuple((budget.key, budget.period, period) for budget, period, _ in periods)
-        slots = tuple(limit.key for limit in ask.concurrency)
-        entry = Entry(ask.entry_id, ask.amount_microusd, names, slots, ask.price, now + REQUEST_LEASE_SECONDS)
-        self.state.open(entry, [ends for _, _, ends in periods])
 
     async def submitted(self, record: Record, lease_seconds: float = JOB_LEASE_SECONDS) -> None:
         """Record the ownership of a request id."""

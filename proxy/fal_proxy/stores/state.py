@@ -10,6 +10,7 @@ import heapq
 from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from fal_proxy.stores import RECORD_SECONDS, SLOTS, Outcome, Rate, RateState, Record
 from fal_proxy.stores.holdings import Entry, Job, Name, Purse, Put, entry_put, flooder, record_fields
@@ -31,6 +32,7 @@ class State:
     """Everything the embedded store knows."""
 
     windows: dict[int, OrderedDict[str, Window]] = field(default_factory=dict)  # by length; least recently hit first
+    written_down: bool = True  # without a journal nobody reads puts
     clock: float = 0.0
     slots: dict[str, int] = field(default_factory=dict)
     purses: dict[Name, Purse] = field(default_factory=dict)
@@ -48,7 +50,7 @@ class State:
         """Write the time down, roughly: a clock stepping back across a restart refills nothing either."""
         if now >= self.clock + _CLOCK_SECONDS:
             self.clock = now
-            self._puts.append(("clock", now))
+            self._put("clock", now)
 
     # Rates
 
@@ -74,7 +76,7 @@ class State:
 
     def note_hit(self, key: str, seconds: int, slot: int) -> None:
         """Write a hit down."""
-        self._puts.append(("hit", key, seconds, slot))
+        self._put("hit", key, seconds, slot)
 
     # Money and slots
 
@@ -116,7 +118,7 @@ class State:
             return  # its period is long over, and nothing can be admitted against it any more
         purse.spent += spent
         purse.reserved += reserved
-        self._puts.append(("purse", name, purse.spent, purse.reserved, purse.ends))
+        self._put("purse", name, purse.spent, purse.reserved, purse.ends)
 
     def add_purse(self, name: Name, purse: Purse) -> None:
         """Begin a purse."""
@@ -138,7 +140,7 @@ class State:
             heapq.heappush(self.leases, (lease_end, entry.id))
             self.put_entry(entry)
             self.watch(record.request_id, now + FIRST_ASK_SECONDS)
-        self._puts.append(("record", now, *record_fields(record)))
+        self._put("record", now, *record_fields(record))
         mine = self._by_owner[flooder(record)]
         if len(mine) > MAX_RECORDS_PER_OWNER:
             self.drop_record(next(iter(mine)))
@@ -162,7 +164,7 @@ class State:
         if record is None or record.completed:
             return
         self.records[request_id] = replace(record, completed=True)
-        self._puts.append(("record", self.born[request_id], *record_fields(self.records[request_id])))
+        self._put("record", self.born[request_id], *record_fields(self.records[request_id]))
         entry = self.entries.get(record.entry_id)
         if entry is not None and entry.slots:
             self.free(entry)
@@ -228,7 +230,7 @@ class State:
         while self._purse_ends and self._purse_ends[0][0] <= now:
             _, name = heapq.heappop(self._purse_ends)
             self.purses.pop(name, None)
-            self._puts.append(("no purse", name))
+            self._put("no purse", name)
 
     def drop_record(self, request_id: str) -> None:
         """Forget a record; its entry ends with its lease if it is still open."""
@@ -239,7 +241,7 @@ class State:
         mine.pop(request_id, None)
         if not mine:
             del self._by_owner[flooder(record)]
-        self._puts.append(("no record", request_id))
+        self._put("no record", request_id)
         entry = self.entries.get(record.entry_id)
         if entry is not None:
             entry.request_id = ""
@@ -250,13 +252,18 @@ class State:
 
     def _drop_entry(self, entry_id: str) -> None:
         self.entries.pop(entry_id, None)
-        self._puts.append(("no entry", entry_id))
+        self._put("no entry", entry_id)
 
     # What is written down
 
     def put_entry(self, entry: Entry) -> None:
         """Write an entry down."""
-        self._puts.append(entry_put(entry))
+        if self.written_down:
+            self._puts.append(entry_put(entry))
+
+    def _put(self, *put: Any) -> None:
+        if self.written_down:
+            self._puts.append(put)
 
     def take_puts(self) -> list[Put]:
         """Return what changed since the last time."""

@@ -54,7 +54,10 @@ def command(arguments: tuple[str, ...], folder: Path, environ: dict[str, str]) -
 
 def ended(process: subprocess.Popen[bytes], so_far: str = "") -> Ended:
     """Wait for the end; nothing that a process prints may hold the fal key or a traceback."""
-    out, err = (text.decode() for text in process.communicate(timeout=SECONDS))
+    try:
+        out, err = (text.decode() for text in process.communicate(timeout=SECONDS))
+    finally:
+        process.kill()  # one that did not end by itself must not outlive the test
     text = so_far + out + err
     assert FAL_KEY_SECRET not in text
     assert FAL_KEY_ID not in text

@@ -31,6 +31,7 @@ class Account:
     target: Target
     charge: Charge
     _recorded: bool = False
+    _closed: bool = False
     _passed: bytes = b""
     _events: StatusEvents = field(default_factory=StatusEvents)
 
@@ -54,8 +55,15 @@ class Account:
             elif self.target.kind is Kind.CANCEL and ledger.of_cancel(status, self._passed) is not None:
                 await self._release()
 
+    async def ended(self) -> None:
+        """Settle a whole answer, before its last byte goes down."""
+        await self.close()
+
     async def close(self) -> None:
-        """Settle. A store that cannot answer now keeps the reservation: its lease ends it as reserved."""
+        """Settle, once. A store that cannot answer now keeps the reservation: its lease ends it as reserved."""
+        if self._closed:
+            return
+        self._closed = True
         exchange = self.exchange
         ending = ledger.Ending(exchange.written, exchange.upstream_status, exchange.whole, exchange.units is not None)
         kind = self.target.kind

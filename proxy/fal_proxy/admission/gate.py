@@ -85,13 +85,16 @@ class Gate:
         )
         try:
             verdict = await self.store.admit(ask)
+            record = verdict.record
+            if target.request_id and not self._ownership:
+                record = await self.store.find(target.request_id)  # nobody is kept from it, but it is still settled
         except StoreUnavailable as error:
             raise unavailable() from error
         own = limits.rates[class_]
         if verdict.denied is not None:
             raise _refusal(verdict, ask, caller, own, class_)
         told = _told(class_, ask.rates[: len(own)], verdict.rates)
-        return Grant(ask.entry_id, price, amount_microusd, told, verdict.record)
+        return Grant(ask.entry_id, price, amount_microusd, told, record)
 
     async def standing(self, caller: Caller, plan: str) -> dict[str, Any]:
         """Return where the caller stands, as `/me` shows it. Raises Refusal store_unavailable."""

@@ -50,7 +50,7 @@ class StatusEvents:
         """Return whether a COMPLETED event ended within what has been fed."""
         *lines, self._line = (self._line + data).split(b"\n")
         if len(self._line) > _MAX_LINE_BYTES:
-            self._line = b""
+            self._line = b"?"  # the rest of it begins no line
         return any(b"COMPLETED" in line and line.startswith(b"data:") and is_completed(line[5:]) for line in lines)
 
 

@@ -59,7 +59,7 @@ def of_result(ending: Ending, *, completed: bool, has_request_id: bool) -> Outco
         return None
     if ending.billed:
         return Outcome.BILLED
-    return Outcome.AS_RESERVED if success or status == CANCELLED else Outcome.RELEASED
+    return Outcome.RELEASED if _is_refused(status) else Outcome.AS_RESERVED
 
 
 def of_cancel(status: int, body: bytes) -> Outcome | None:

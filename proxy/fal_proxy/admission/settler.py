@@ -56,6 +56,10 @@ class Settler:
 
     async def run(self) -> None:
         """Ask and renew until cancelled."""
+        try:
+            await self._store.ping()  # a shared store takes note of what it holds before the first request
+        except StoreUnavailable:
+            pass
         while True:
             try:
                 await self.turn()

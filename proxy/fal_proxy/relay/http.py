@@ -87,6 +87,9 @@ class Books(Protocol):
     async def passing(self, data: bytes) -> None:
         """Take a piece of an answer that is not read whole, before it goes down."""
 
+    async def ended(self) -> None:
+        """Learn that the answer is whole, before its last byte goes down: the caller may ask again at once."""
+
 
 async def relay(
     engine: Engine,
@@ -114,12 +117,12 @@ async def relay(
             exchange.whole = whole.ended
             if whole.ended:
                 await books.answered(head.status, whole.body)
+                await books.ended()
         except UpstreamError as error:
             raise refusal_for(error, kind.traits) from error
         if inbound.gone:
             raise ClientGone
-        passing = books.passing if kind in _WATCHED else None
-        await _answer(call, head, whole, send, respond, patience.body_idle_seconds, exchange, passing)
+        await _answer(call, head, whole, send, respond, patience.body_idle_seconds, exchange, books)
     finally:
         upload.close()
 
@@ -248,7 +251,7 @@ async def _answer(
     respond: Respond,
     idle_seconds: float,
     exchange: Exchange,
-    passing: Callable[[bytes], Awaitable[None]] | None,
+    books: Books,
 ) -> None:
     """Send the answer down: head, what was read, and the rest as it comes."""
     bodiless = head.status in (204, 304)
@@ -262,6 +265,7 @@ async def _answer(
         return
     await respond(head.status, fields)
     characters = WholeCharacters() if _is_event_stream(head) else None
+    watched = exchange.kind in _WATCHED
     if whole.body:
         exchange.bytes_down += len(whole.body)
         await send({"type": "http.response.body", "body": whole.body, "more_body": True})
@@ -269,8 +273,8 @@ async def _answer(
         while data := await call.read(idle_seconds):
             if characters is not None and not (data := characters.feed(data)):
                 continue
-            if passing is not None:
-                await passing(data)
+            if watched:
+                await books.passing(data)
             exchange.bytes_down += len(data)
             await send({"type": "http.response.body", "body": data, "more_body": True})
     except (UpstreamError, Refusal) as error:  # a Refusal: the body that was still going up broke its cap
@@ -279,6 +283,7 @@ async def _answer(
             await send({"type": "http.response.body", "body": rest, "more_body": True})
         raise Reset(error.detail) from error
     exchange.whole = True
+    await books.ended()
     rest = characters.rest() if characters is not None else b""
     exchange.bytes_down += len(rest)
     await send({"type": "http.response.body", "body": rest})

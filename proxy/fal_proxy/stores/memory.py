@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from fal_proxy.stores.journal import Journal
 
 CONCURRENCY_RETRY_SECONDS = 5.0
-# An admission that never hears of its end belongs to a request that died with its process; nothing lasts longer.
+# An admission that never hears of its end, and that nobody renews, belongs to a request that is no longer answered.
 REQUEST_LEASE_SECONDS = 2 * 3600.0
 
 
@@ -158,7 +158,12 @@ class MemoryStore:
         return Standing(tuple(rates), tuple(in_use), tuple(budgets))
 
     async def renew(self, entry_ids: Sequence[str]) -> None:
-        """Do nothing: what is being answered lives and dies with this process."""
+        """Put off the leases' end. After a restart all of them are lost anyway, so nothing is written down."""
+        now = self._tick()
+        for entry_id in entry_ids:
+            entry = self.state.entries.get(entry_id)
+            if entry is not None and entry.outcome is None and not entry.request_id:
+                entry.lease_end = now + REQUEST_LEASE_SECONDS
 
     async def ping(self) -> None:
         """Raise StoreUnavailable when the journal can no longer be written."""

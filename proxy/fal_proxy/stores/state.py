@@ -214,8 +214,12 @@ class State:
         while self.leases and self.leases[0][0] <= now:
             _, entry_id = heapq.heappop(self.leases)
             entry = self.entries.get(entry_id)
-            if entry is not None and entry.outcome is None and entry.lease_end <= now:
+            if entry is None or entry.outcome is not None:
+                continue
+            if entry.lease_end <= now:
                 self.settle(entry, Outcome.AS_RESERVED, entry.amount)
+            else:
+                heapq.heappush(self.leases, (entry.lease_end, entry_id))  # renewed
         for _ in range(_DROPPED_PER_TICK):
             oldest = next(iter(self.records), None)
             if oldest is None or self.born[oldest] + RECORD_SECONDS > now:

@@ -17,7 +17,7 @@ from fal_proxy.admission.settler import Settler
 from fal_proxy.environment import Secret, fal_key, header_secret, signing_secrets
 from fal_proxy.errors import Misconfigured, Refusal, StoreUnavailable
 from fal_proxy.exchange import Request
-from fal_proxy.gateway import CLIENT_PROXY, Gateway, Reply
+from fal_proxy.gateway import ACCEPT_PLAIN, CLIENT_PROXY, Gateway, Reply
 from fal_proxy.identity import Identities, Source
 from fal_proxy.identity.anonymous import Anonymous
 from fal_proxy.identity.forward import ForwardAuth
@@ -194,7 +194,7 @@ def create_app(
                 network_factor=settings.identity.anonymous.network_factor,
                 ownership=settings.state.ownership == "strict",
             ),
-            settler=Settler(store, engine, route, used, charge_for, [CLIENT_PROXY]),
+            settler=Settler(store, engine, route, used, charge_for, [ACCEPT_PLAIN, CLIENT_PROXY]),
             guard=AddressGuard(),
         ),
         Admin(settings.admin.host, Secret(token) if token else None, telemetry.metrics),

@@ -42,7 +42,7 @@ from fal_proxy.upstream.engine import Engine
 TARGET_HEADER = b"x-fal-target-url"
 CLIENT_PROXY = (b"x-fal-client-proxy", f"fal-proxy/{__version__}".encode())
 _MAX_LENGTH_DIGITS = 18
-_ACCEPT_PLAIN = (b"accept-encoding", b"identity")
+ACCEPT_PLAIN = (b"accept-encoding", b"identity")
 
 _log = logging.getLogger("fal_proxy")
 
@@ -198,7 +198,7 @@ class Gateway:
         request.one(b"content-type")
         origin, path_and_query = self.route.to(target.host, target.path_and_query)
         passed = fields.to_upstream(request.headers, optional=plan.allow_headers)
-        passed += [_ACCEPT_PLAIN, CLIENT_PROXY, authorization(self.key)]
+        passed += [ACCEPT_PLAIN, CLIENT_PROXY, authorization(self.key)]
         return Outgoing(request.method.encode("ascii"), origin, path_and_query, passed, target, announced)
 
 

@@ -10,6 +10,7 @@ import pytest
 import pytest_asyncio
 
 from client.stage import SetStage, Stage, judge, staged
+from fal_proxy.admission import settler
 from fal_proxy.settings import Settings
 from support.node import Node, NodeMissing, install
 from support.proxied import open_settings as proxied_settings
@@ -22,6 +23,14 @@ def node() -> Node:
         return install(Path(__file__).parent)
     except NodeMissing as missing:
         pytest.skip(str(missing))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quiet_settler() -> Iterator[None]:
+    """Keep the proxy from asking about jobs by itself: the journal is to hold what the client made it say."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(settler, "TICK_SECONDS", 3600.0)
+        yield
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

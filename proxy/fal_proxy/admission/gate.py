@@ -182,7 +182,8 @@ def _refusal(verdict: Verdict, ask: Ask, caller: Caller, own: tuple[RatePerWindo
         detail = f"{who} {limit} runs or jobs in progress, which is the limit; wait for one to end"
         return Refusal("concurrency_limited", detail, headers=(_retry_after(math.ceil(verdict.retry_seconds or 1)),))
     budget = ask.budgets[at]
-    whose = {"caller": "your budget", "plan": "the budget of your plan", "all": "the budget of this proxy"}
+    own_budget = "the budget of your network" if at or caller.by_network else "your budget"
+    whose = {"caller": own_budget, "plan": "the budget of your plan", "all": "the budget of this proxy"}
     name = whose[budget.key.partition(":")[0]]
     detail = f"{name} of ${budget.limit_microusd / 1e6:.2f} per {budget.period} does not cover this request"
     if verdict.retry_seconds is not None:

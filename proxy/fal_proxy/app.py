@@ -196,6 +196,7 @@ def create_app(
             ),
             settler=Settler(store, engine, route, used, charge_for, [ACCEPT_PLAIN, CLIENT_PROXY]),
             guard=AddressGuard(),
+            trusted_proxies=TrustedProxies(settings.server.trusted_proxies),
         ),
         Admin(settings.admin.host, Secret(token) if token else None, telemetry.metrics),
     )

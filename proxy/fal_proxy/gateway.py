@@ -27,6 +27,7 @@ from fal_proxy.errors import ClientGone, Refusal, render
 from fal_proxy.exchange import Addressed, Caller, Ending, Exchange, Request, Target
 from fal_proxy.headers import Headers
 from fal_proxy.identity import Identities
+from fal_proxy.identity.network import TrustedProxies
 from fal_proxy.policy.inputs import Input, InputRules, carries_input, decode_input, encode_input, judge_shape
 from fal_proxy.policy.origin import Site, judge_cross_site
 from fal_proxy.policy.plans import CompiledPlan, closed_plan, permit
@@ -67,6 +68,7 @@ class Gateway:
     gate: Gate
     settler: Settler
     guard: AddressGuard
+    trusted_proxies: TrustedProxies
 
     async def handle(
         self, request: Request, receive: Receive, send: Send, on_departure: OnDeparture | None = None
@@ -160,7 +162,7 @@ class Gateway:
 
     async def _answer_me(self, request: Request, caller: Caller, accepted: bool | None, reply: Reply) -> None:
         """Tell the caller where they stand; costs nothing."""
-        self.guard.hit(request.peer)
+        self.guard.hit(self.trusted_proxies.client_network(request.peer, request.headers))
         if request.method != "GET" or request.query is not None:
             raise Refusal("method_not_allowed", "this route takes GET, without a query", headers=((b"allow", b"GET"),))
         judge_cross_site(caller, request, origin_accepted=accepted, header_form=True)

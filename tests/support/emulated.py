@@ -60,7 +60,7 @@ async def emulated(
     public_url: str | None = None,
 ) -> AsyncIterator[Emulated]:
     """Run an emulator on an ephemeral port of 127.0.0.1 until the block ends; `faults` may be in the --faults form."""
-    with socket.socket() as sock:
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP) as sock:  # asyncio asks for the last
         sock.bind(("127.0.0.1", 0))
         port: int = sock.getsockname()[1]
         url = f"http://127.0.0.1:{port}"

@@ -179,13 +179,15 @@ def _refusal(verdict: Verdict, ask: Ask, caller: Caller, own: tuple[RatePerWindo
     if denied is Denial.CONCURRENCY:
         limit = ask.concurrency[at].limit
         who = "your network has" if at or caller.by_network else "you have"
-        detail = f"{who} {limit} runs or jobs in progress, which is the limit; wait for one to end"
+        jobs = "1 run or job" if limit == 1 else f"{limit} runs or jobs"
+        detail = f"{who} {jobs} in progress, which is the limit; wait for one to end"
         return Refusal("concurrency_limited", detail, headers=(_retry_after(math.ceil(verdict.retry_seconds or 1)),))
     budget = ask.budgets[at]
     own_budget = "the budget of your network" if at or caller.by_network else "your budget"
     whose = {"caller": own_budget, "plan": "the budget of your plan", "all": "the budget of this proxy"}
     name = whose[budget.key.partition(":")[0]]
-    detail = f"{name} of ${budget.limit_microusd / 1e6:.2f} per {budget.period} does not cover this request"
+    per = "in all" if budget.period == "total" else f"per {budget.period}"
+    detail = f"{name} of ${_dollars(budget.limit_microusd)} {per} does not cover this request"
     if verdict.retry_seconds is not None:
         detail += f"; it starts anew in {_duration(math.ceil(verdict.retry_seconds))}"
     return Refusal("budget_exhausted", detail)
@@ -193,6 +195,12 @@ def _refusal(verdict: Verdict, ask: Ask, caller: Caller, own: tuple[RatePerWindo
 
 def _spelled(rate: Rate, own: RatePerWindow) -> str:
     return f"{rate.limit}/{own.text.partition('/')[2]}"
+
+
+def _dollars(microusd: int) -> str:
+    """Return the amount with two decimals, or as many as it needs."""
+    whole, rest = divmod(microusd, 1_000_000)
+    return f"{whole}.{f'{rest:06d}'.rstrip('0').ljust(2, '0')}"
 
 
 def _duration(seconds: int) -> str:

@@ -104,11 +104,11 @@ def _judge_values(report: Report) -> None:
             report.error(f"upstream.{name}", "must be a positive number of seconds")
     report.attempt("server.public_url", lambda: Site(server.public_url, (), ()))
     for origin in settings.cors.origins:
-        report.attempt("cors.origins", lambda origin=origin: Site("", (), [origin]))  # type: ignore[misc]
+        report.attempt("cors.origins", partial(Site, "", (), [origin]))
     for host in server.hosts:
-        report.attempt("server.hosts", lambda host=host: Site("", [host], ()))  # type: ignore[misc]
+        report.attempt("server.hosts", partial(Site, "", [host], ()))
     for network in server.trusted_proxies:
-        report.attempt("server.trusted_proxies", lambda network=network: TrustedProxies([network]))  # type: ignore[misc]
+        report.attempt("server.trusted_proxies", partial(TrustedProxies, [network]))
 
 
 def _judge_admin(report: Report, token: str) -> None:
@@ -140,10 +140,10 @@ def _judge_plans(report: Report) -> None:
     plans = report.settings.plans
     for name, plan in plans.items():
         for glob in plan.endpoints:
-            report.attempt(f"plans.{name}.endpoints", lambda glob=glob: Globs([glob]))  # type: ignore[misc]
+            report.attempt(f"plans.{name}.endpoints", partial(Globs, [glob]))
         for header in plan.allow_headers:
             part = Plan(allow_headers=(header,))
-            report.attempt(f"plans.{name}.allow_headers", lambda part=part: compile_plan("", part))  # type: ignore[misc]
+            report.attempt(f"plans.{name}.allow_headers", partial(compile_plan, "", part))
         if "**" in plan.endpoints:
             report.warn(f"plans.{name}.endpoints", "** opens every endpoint of fal, whatever it costs")
     if not any(plan.endpoints for plan in plans.values()):

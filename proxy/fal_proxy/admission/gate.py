@@ -24,6 +24,7 @@ from fal_proxy.errors import Refusal, StoreUnavailable
 from fal_proxy.exchange import Caller, Kind, Target
 from fal_proxy.stores import Ask, Budget, Concurrency, Denial, Owns, Question, Rate, RateState, Record, Store, Verdict
 
+Subjects = tuple[tuple[str, int], ...]
 UNAVAILABLE_RETRY_SECONDS = 1
 _OF_CLASS = {"submit": "runs, streams and submits", "read": "reads", "upload": "uploads"}
 _OWNED = frozenset([Kind.STATUS, Kind.STATUS_STREAM, Kind.RESULT, Kind.CANCEL])
@@ -73,11 +74,12 @@ class Gate:
             return Grant()
         limits = self._limits[plan]
         reserving = is_reserving(target.kind)
+        subjects = self._subjects(caller)
         ask = Ask(
             owns=self._owns(caller, target),
-            rates=self._rates(caller, limits, class_),
-            concurrency=self._concurrency(caller, limits) if reserving else (),
-            budgets=self._budgets(caller, plan, limits) if reserving else (),
+            rates=self._rates(subjects, limits, class_),
+            concurrency=self._concurrency(subjects, limits) if reserving else (),
+            budgets=self._budgets(subjects, plan, limits) if reserving else (),
             amount_microusd=amount_microusd,
             price=price,
             entry_id=f"{self._process}{next(self._count):x}" if reserving else "",
@@ -99,11 +101,12 @@ class Gate:
     async def standing(self, caller: Caller, plan: str) -> dict[str, Any]:
         """Return where the caller stands, as `/me` shows it. Raises Refusal store_unavailable."""
         limits = self._limits[plan]
+        subjects = self._subjects(caller)
         rates = [
-            (name, rate) for name in CLASSES for rate in self._rates(caller, limits, name)[: len(limits.rates[name])]
+            (name, rate) for name in CLASSES for rate in self._rates(subjects, limits, name)[: len(limits.rates[name])]
         ]
-        budgets = self._budgets(caller, plan, limits)[:1] if limits.budget else ()
-        question = Question(tuple(rate for _, rate in rates), self._concurrency(caller, limits)[:1], budgets)
+        budgets = self._budgets(subjects, plan, limits)[:1] if limits.budget else ()
+        question = Question(tuple(rate for _, rate in rates), self._concurrency(subjects, limits)[:1], budgets)
         try:
             standing = await self.store.standing(question)
         except StoreUnavailable as error:
@@ -129,28 +132,28 @@ class Gate:
         anonymous = caller.source == "anonymous"
         return Owns(target.request_id, app_of(target.endpoint_id), caller.proves, anonymous)
 
-    def _subjects(self, caller: Caller) -> list[tuple[str, int]]:
+    def _subjects(self, caller: Caller) -> Subjects:
+        """Return whose counters a caller meets, each with the factor of its limits; the caller's own come first."""
         if caller.by_network:
-            return [(caller.id, self._factor)]
-        return [(caller.id, 1), (caller.network, self._factor)] if caller.network else [(caller.id, 1)]
+            return ((caller.id, self._factor),)
+        return ((caller.id, 1), (caller.network, self._factor)) if caller.network else ((caller.id, 1),)
 
-    def _rates(self, caller: Caller, limits: Limits, class_: RateClass) -> tuple[Rate, ...]:
-        return tuple(
-            Rate(f"{class_}:{subject}", rate.limit * factor, rate.window_seconds)
-            for subject, factor in self._subjects(caller)
-            for rate in limits.rates[class_]
-        )
+    def _rates(self, subjects: Subjects, limits: Limits, class_: RateClass) -> tuple[Rate, ...]:
+        rates = limits.rates[class_]
+        asked: list[Rate] = []
+        for subject, factor in subjects:
+            key = f"{class_}:{subject}"
+            asked += [Rate(key, limit * factor, window_seconds) for limit, window_seconds, _ in rates]
+        return tuple(asked)
 
-    def _concurrency(self, caller: Caller, limits: Limits) -> tuple[Concurrency, ...]:
-        return tuple(
-            Concurrency(f"jobs:{subject}", limits.concurrent * factor) for subject, factor in self._subjects(caller)
-        )
+    def _concurrency(self, subjects: Subjects, limits: Limits) -> tuple[Concurrency, ...]:
+        return tuple([Concurrency(f"jobs:{subject}", limits.concurrent * factor) for subject, factor in subjects])
 
-    def _budgets(self, caller: Caller, plan: str, limits: Limits) -> tuple[Budget, ...]:
+    def _budgets(self, subjects: Subjects, plan: str, limits: Limits) -> tuple[Budget, ...]:
         budgets: list[Budget] = []
         if limits.budget is not None:
             limit, period = limits.budget
-            budgets += [Budget(f"caller:{name}", limit * factor, period) for name, factor in self._subjects(caller)]
+            budgets += [Budget(f"caller:{subject}", limit * factor, period) for subject, factor in subjects]
         if limits.total_budget is not None:
             budgets.append(Budget(f"plan:{plan}", *limits.total_budget))
         if self._total is not None:

@@ -84,6 +84,7 @@ class Gate:
             price=price,
             entry_id=f"{self._process}{next(self._count):x}" if reserving else "",
             records=target.kind is Kind.SUBMIT,
+            told=len(limits.rates[class_]),
         )
         try:
             verdict = await self.store.admit(ask)

@@ -76,6 +76,7 @@ class Ask(msgspec.Struct, frozen=True):  # made for every request: a struct cost
     price: str = ""  # USD per unit, kept with the entry so that a later settlement uses the price of the day
     entry_id: str = ""  # empty: nothing is reserved (reads, uploads)
     records: bool = False  # an ownership will have to be recorded
+    told: int | None = None  # only the states of the first so many rates are wanted; a store may give more
 
 
 class RateState(NamedTuple):

@@ -21,6 +21,7 @@ from fal_proxy.stores import (
     Outcome,
     Owns,
     Question,
+    RateState,
     Record,
     Standing,
     Usage,
@@ -68,14 +69,16 @@ class MemoryStore:
         verdict = self._judge(ask, now, purses)
         if verdict is not None:
             return verdict
-        states = []
+        states: list[RateState] = []
+        told = len(ask.rates) if ask.told is None else ask.told
         for rate in ask.rates:
             slot = int(now * SLOTS / rate.window_seconds)
             window = self.state.window(rate.key, rate.window_seconds)
             window.hit(slot)
             if ask.entry_id:
                 self.state.note_hit(rate.key, rate.window_seconds, slot)
-            states.append(window.state(rate.limit, rate.window_seconds, now))
+            if len(states) < told:
+                states.append(window.state(rate.limit, rate.window_seconds, now))
         if record is not None:
             self.state.polled(record.request_id, now)
         if ask.entry_id:

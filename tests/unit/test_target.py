@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import sys
+from types import FrameType
+from typing import TYPE_CHECKING
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -10,6 +14,9 @@ from fal_proxy.errors import Refusal
 from fal_proxy.exchange import Kind, Target
 from fal_proxy.policy.target import resolve
 from support.corpus import WEBHOOK_HOSTS, Case, cases
+
+if TYPE_CHECKING:
+    from _typeshed import TraceFunction
 
 ID = "764cabcf-b745-4b3e-ae38-1200304cf45b"
 
@@ -149,6 +156,8 @@ INVALID = [
     ("https://fal.run/a/b?", "an empty query"),
     ("https://fal.run/a/b?%66al_key=x", "a credential in disguise"),
     ("https://fal.run/a/b?%2566al_key=x", "a credential in two layers of disguise"),
+    ("https://fal.run/a/b?%" + "25" * 4000 + "66al_key=x", "a credential in four thousand layers of disguise"),
+    ("https://fal.run/a/b?%25%32%35%36%36al_key=x", "a credential whose escapes are themselves escaped"),
     ("https://fal.run/a/b?FAL_KEY=x", "a credential in upper case"),
     ("https://fal.run/a/b?" + "&".join("a=1" for _ in range(101)), "101 parameters"),
     ("https://fal.run/" + "/".join("a" for _ in range(33)), "33 segments"),
@@ -169,6 +178,22 @@ def test_limits_themselves_are_still_allowed() -> None:
     _resolve("https://fal.run/" + "/".join("a" for _ in range(32)))
     _resolve("https://fal.run/a/b?" + "&".join("a=1" for _ in range(100)))
     _resolve("https://fal.run/a/" + "b" * (8192 - len("https://fal.run/a/")))
+
+
+def test_layers_of_disguise_cost_no_more_than_their_length() -> None:
+    steps = 0
+
+    def count(frame: FrameType, event: str, argument: object) -> TraceFunction:
+        nonlocal steps
+        steps += 1
+        return count
+
+    sys.settrace(count)
+    try:
+        _resolve("https://fal.run/a/b?%" + "25" * 2000 + "41" + "%25" * 1388)
+    finally:
+        sys.settrace(None)
+    assert steps < 10 * 8192
 
 
 @given(st.binary(max_size=200) | st.builds(lambda tail: b"https://fal.run/a/b" + tail, st.binary(max_size=60)))

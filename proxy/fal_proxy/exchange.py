@@ -39,6 +39,8 @@ class Kind(enum.Enum):
     UPLOAD_INITIATE = "upload_initiate"
     UPLOAD_TOKEN = "upload_token"
 
+    __hash__ = object.__hash__  # members are singletons, and Enum's own is a Python call in every lookup
+
     @property
     def traits(self) -> Traits:
         """Return what follows from this kind."""

@@ -39,7 +39,9 @@ async def taken(store: Store, name: str, entry: str, move: tuple[Any, ...]) -> o
     if kind == "admit":
         rates, slots, amount, budgets = values
         chosen = tuple(budget for place, budget in enumerate(BUDGETS) if budgets & (1 << place))
-        return await store.admit(Ask(None, tuple(sorted(rates)), tuple(sorted(slots)), chosen, amount * 7, "1", name))
+        return await store.admit(
+            Ask(None, tuple(sorted(rates, key=str)), tuple(sorted(slots, key=str)), chosen, amount * 7, "1", name)
+        )
     if kind == "read":
         app = "app" if values[1] else "other"
         return await store.admit(Ask(owns=Owns(f"request-{values[0]}", app, frozenset({"me"}), False)))

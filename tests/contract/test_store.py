@@ -7,6 +7,7 @@ from typing import NamedTuple
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from contract.bench import NOON, Bench
 from fal_proxy.stores import Budget, Concurrency, Denial, Outcome, Period, Rate, RateState, Usage
@@ -32,7 +33,7 @@ async def test_refused_rate_names_itself_and_the_moment_when_its_slot_ends(bench
         bench.now += 0.5
     verdict = await bench.admit(rates=(wide, RATE))
     assert (verdict.denied, verdict.at, verdict.retry_seconds) == (Denial.RATE, 1, 59.5)
-    assert verdict.rates == (RateState(0, 59.5),)
+    assert verdict.rates == (RateState(7, 3658.5), RateState(0, 59.5))  # of all, so that all can be told
     bench.now += 59.4999
     assert await bench.denied(rates=(RATE,)) is Denial.RATE
     bench.now += 0.0002
@@ -42,16 +43,16 @@ async def test_refused_rate_names_itself_and_the_moment_when_its_slot_ends(bench
 async def test_equal_keys_share_a_counter_per_window_and_others_do_not(bench: Bench) -> None:
     for _ in range(3):
         await bench.admit(rates=(RATE,))
-    assert await bench.denied(rates=(RATE._replace(limit=4),)) is None
-    assert await bench.denied(rates=(RATE._replace(window_seconds=30),)) is None
-    assert await bench.denied(rates=(RATE._replace(key="other"),)) is None
+    assert await bench.denied(rates=(replace(RATE, limit=4),)) is None
+    assert await bench.denied(rates=(replace(RATE, window_seconds=30),)) is None
+    assert await bench.denied(rates=(replace(RATE, key="other"),)) is None
     assert await bench.denied(rates=(RATE,)) is Denial.RATE
 
 
 async def test_clock_that_steps_back_refills_nothing(bench: Bench) -> None:
-    await bench.admit(rates=(RATE._replace(limit=1),), budgets=(BUDGET,), amount=100)
+    await bench.admit(rates=(replace(RATE, limit=1),), budgets=(BUDGET,), amount=100)
     bench.now -= 3 * 86400
-    assert await bench.denied(rates=(RATE._replace(limit=1),)) is Denial.RATE
+    assert await bench.denied(rates=(replace(RATE, limit=1),)) is Denial.RATE
     assert await bench.denied(budgets=(BUDGET,), amount=1) is Denial.BUDGET
 
 
@@ -218,7 +219,7 @@ async def test_free_request_fits_an_exactly_exhausted_budget(bench: Bench) -> No
 async def test_standing_equals_what_the_admissions_left(bench: Bench) -> None:
     rates = (Rate("a", 20, 60), Rate("a", 200, 86400), Rate("b", 7, 10))
     for _ in range(5):
-        verdict = await bench.admit(rates=rates, concurrency=(SLOT._replace(limit=9),), budgets=(BUDGET,), amount=9)
+        verdict = await bench.admit(rates=rates, concurrency=(replace(SLOT, limit=9),), budgets=(BUDGET,), amount=9)
         bench.now += 0.7
     bench.now -= 0.7
     standing = await bench.standing((*rates, Rate("new", 3, 60)), (SLOT, Concurrency("new", 1)), (BUDGET,))

@@ -133,8 +133,9 @@ def memory(state: State, now: float) -> dict[str, Any]:
         "purses": copy.deepcopy(state.purses),
         "slots": dict(state.slots),
         "entries": copy.deepcopy(state.entries),
-        "records": list(state.records.items()),
+        "records": dict(state.records),
         "born": dict(state.born),
+        "by age": [state.born[request_id] for request_id in state.records],  # of one moment, neither is older
         "windows": {key: count for key, count in counts.items() if count},
     }
 

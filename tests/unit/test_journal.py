@@ -110,6 +110,18 @@ async def test_nobody_is_told_before_the_disk_has_it(tmp_path: Path) -> None:
     await store.close()
 
 
+async def test_an_admission_that_the_disk_refused_holds_nothing(tmp_path: Path) -> None:
+    disk = Disk()
+    store = MemoryStore(Journal(tmp_path, sync=disk), Clock())
+    await perform(store, "admit a")
+    disk.error = OSError(28, "No space left on device")
+    assert await perform(store, "admit b") == "unavailable"
+    assert store.state.slots == {"everyone": 1}
+    assert store.state.purses["only-b", "total", "total"].reserved == 0
+    assert list(store.state.entries) == ["a"]
+    await store.close()
+
+
 async def test_what_nobody_waits_for_is_on_disk_within_a_second(tmp_path: Path) -> None:
     journal = Journal(tmp_path)
     store = MemoryStore(journal, Clock())
@@ -225,9 +237,9 @@ async def test_hits_before_and_after_their_window_in_a_snapshot_count_once(tmp_p
     journal = Journal(tmp_path, 1, Disk())
     journal.start(state)
     for turn in range(3_000):
-        key = f"window {turn % 700}"
-        state.window(key, 60).hit(turn)
-        state.note_hit(key, 60, turn)
+        key, slot = f"window {turn % 700}", turn // 60  # within one window's length, so that none ends
+        state.hit(key, 60, slot)
+        state.note_hit(key, 60, slot)
         journal.append(state.take_puts())
         if turn % 7 == 0:
             await journal.durable()

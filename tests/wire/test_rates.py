@@ -134,6 +134,8 @@ async def test_the_window_that_is_exhausted_is_named_when_there_are_several(limi
     over = await limited.ask(RUN, limited.ada)
     assert refused(over, 429, "rate_limited").startswith("the limit is 3/day runs")
     assert over.one(b"retry-after") == b"%d" % (87840 - 61)
+    left = b'"submit-60";r=1;t=61, "submit-86400";r=0;t=87779, "submit-7200";r=2;t=7259'
+    assert told(over)[1] == left, "what is left of the others is told as well"
 
 
 async def test_cookie_callers_have_their_own_limit_and_share_their_networks(tmp_path: Path, limit: Limit) -> None:

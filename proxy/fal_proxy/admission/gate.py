@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 import secrets
 from collections.abc import Mapping
-from functools import lru_cache
 from itertools import count
 from typing import Any
 
@@ -18,13 +17,13 @@ import msgspec
 
 from fal_proxy.admission.jobs import app_of
 from fal_proxy.admission.ledger import is_reserving
-from fal_proxy.admission.limits import CLASSES, BudgetLimit, Limits, RateClass, class_of
-from fal_proxy.admission.rates import RatePerWindow
+from fal_proxy.admission.limits import CLASSES, BudgetLimit, Limits, class_of
+from fal_proxy.admission.terms import RateTerms, Terms, compile_terms
 from fal_proxy.errors import Refusal, StoreUnavailable
 from fal_proxy.exchange import Caller, Kind, Target
-from fal_proxy.stores import Ask, Budget, Concurrency, Denial, Owns, Question, Rate, RateState, Record, Store, Verdict
+from fal_proxy.stores import Ask, Budget, Concurrency, Denial, Owns, Question, Rate, Record, Store, Verdict
 
-Subjects = tuple[tuple[str, int], ...]
+Subjects = tuple[tuple[str, Terms], ...]
 UNAVAILABLE_RETRY_SECONDS = 1
 _OF_CLASS = {"submit": "runs, streams and submits", "read": "reads", "upload": "uploads"}
 _OWNED = frozenset([Kind.STATUS, Kind.STATUS_STREAM, Kind.RESULT, Kind.CANCEL])
@@ -53,17 +52,21 @@ class Gate:
         ownership: bool,
     ) -> None:
         self.store = store
-        self._limits = limits
-        self._total = total_budget
-        self._factor = network_factor
+        self._terms = {
+            plan: (compile_terms(limit, 1), compile_terms(limit, network_factor)) for plan, limit in limits.items()
+        }
+        everybodys = [("all", total_budget)]
+        self._shared = {
+            plan: tuple([Budget(key, *cap) for key, cap in [(f"plan:{plan}", limit.total_budget), *everybodys] if cap])
+            for plan, limit in limits.items()
+        }
         self._ownership = ownership
         self._process = secrets.token_hex(8) + "-"  # entries of no two processes are called the same
         self._count = count()
 
     def has_budget(self, plan: str) -> bool:
         """Say whether money is counted for the plan's callers, so that every endpoint needs a price."""
-        limits = self._limits[plan]
-        return any((limits.budget, limits.total_budget, self._total))
+        return bool(self._terms[plan][0].budget or self._shared[plan])
 
     async def admit(self, caller: Caller, plan: str, target: Target, amount_microusd: int, price: str) -> Grant:
         """Admit and reserve, or raise Refusal: unknown_request, rate_limited, concurrency_limited, budget_exhausted,
@@ -72,19 +75,30 @@ class Gate:
         class_ = class_of(target.kind)
         if class_ is None:
             return Grant()
-        limits = self._limits[plan]
         reserving = is_reserving(target.kind)
-        subjects = self._subjects(caller)
+        subjects = self._subjects(caller, plan)
+        own = subjects[0][1].rates[class_]
+        rates: list[Rate] = []
+        concurrency: list[Concurrency] = []
+        budgets: list[Budget] = []
+        for subject, terms in subjects:
+            rates += terms.rates_of(subject, class_)
+            if reserving:
+                concurrency.append(terms.concurrency_of(subject))
+                if (budget := terms.budget_of(subject)) is not None:
+                    budgets.append(budget)
+        if reserving:
+            budgets += self._shared[plan]
         ask = Ask(
-            owns=self._owns(caller, target),
-            rates=self._rates(subjects, limits, class_),
-            concurrency=self._concurrency(subjects, limits) if reserving else (),
-            budgets=self._budgets(subjects, plan, limits) if reserving else (),
-            amount_microusd=amount_microusd,
-            price=price,
-            entry_id=f"{self._process}{next(self._count):x}" if reserving else "",
-            records=target.kind is Kind.SUBMIT,
-            told=len(limits.rates[class_]),
+            self._owns(caller, target),
+            tuple(rates),
+            tuple(concurrency),
+            tuple(budgets),
+            amount_microusd,
+            price,
+            f"{self._process}{next(self._count):x}" if reserving else "",
+            target.kind is Kind.SUBMIT,
+            len(own.each),
         )
         try:
             verdict = await self.store.admit(ask)
@@ -93,21 +107,17 @@ class Gate:
                 record = await self.store.find(target.request_id)  # nobody is kept from it, but it is still settled
         except StoreUnavailable as error:
             raise unavailable() from error
-        own = limits.rates[class_]
         if verdict.denied is not None:
-            raise _refusal(verdict, ask, caller, own, class_)
-        told = _told(class_, ask.rates[: len(own)], verdict.rates)
-        return Grant(ask.entry_id, price, amount_microusd, told, record)
+            raise _refusal(verdict, ask, caller, own)
+        return Grant(ask.entry_id, price, amount_microusd, own.told(verdict.rates[: len(own.each)]), record)
 
     async def standing(self, caller: Caller, plan: str) -> dict[str, Any]:
         """Return where the caller stands, as `/me` shows it. Raises Refusal store_unavailable."""
-        limits = self._limits[plan]
-        subjects = self._subjects(caller)
-        rates = [
-            (name, rate) for name in CLASSES for rate in self._rates(subjects, limits, name)[: len(limits.rates[name])]
-        ]
-        budgets = self._budgets(subjects, plan, limits)[:1] if limits.budget else ()
-        question = Question(tuple(rate for _, rate in rates), self._concurrency(subjects, limits)[:1], budgets)
+        subject, terms = self._subjects(caller, plan)[0]
+        rates = [(name, rate) for name in CLASSES for rate in terms.rates_of(subject, name)]
+        budget = terms.budget_of(subject)
+        budgets = () if budget is None else (budget,)
+        question = Question(tuple(rate for _, rate in rates), (terms.concurrency_of(subject),), budgets)
         try:
             standing = await self.store.standing(question)
         except StoreUnavailable as error:
@@ -133,33 +143,12 @@ class Gate:
         anonymous = caller.source == "anonymous"
         return Owns(target.request_id, app_of(target.endpoint_id), caller.proves, anonymous)
 
-    def _subjects(self, caller: Caller) -> Subjects:
-        """Return whose counters a caller meets, each with the factor of its limits; the caller's own come first."""
+    def _subjects(self, caller: Caller, plan: str) -> Subjects:
+        """Return whose counters a caller meets, each with its terms; the caller's own come first."""
+        own, network = self._terms[plan]
         if caller.by_network:
-            return ((caller.id, self._factor),)
-        return ((caller.id, 1), (caller.network, self._factor)) if caller.network else ((caller.id, 1),)
-
-    def _rates(self, subjects: Subjects, limits: Limits, class_: RateClass) -> tuple[Rate, ...]:
-        rates = limits.rates[class_]
-        asked: list[Rate] = []
-        for subject, factor in subjects:
-            key = f"{class_}:{subject}"
-            asked += [Rate(key, limit * factor, window_seconds) for limit, window_seconds, _ in rates]
-        return tuple(asked)
-
-    def _concurrency(self, subjects: Subjects, limits: Limits) -> tuple[Concurrency, ...]:
-        return tuple([Concurrency(f"jobs:{subject}", limits.concurrent * factor) for subject, factor in subjects])
-
-    def _budgets(self, subjects: Subjects, plan: str, limits: Limits) -> tuple[Budget, ...]:
-        budgets: list[Budget] = []
-        if limits.budget is not None:
-            limit, period = limits.budget
-            budgets += [Budget(f"caller:{subject}", limit * factor, period) for subject, factor in subjects]
-        if limits.total_budget is not None:
-            budgets.append(Budget(f"plan:{plan}", *limits.total_budget))
-        if self._total is not None:
-            budgets.append(Budget("all", *self._total))
-        return tuple(budgets)
+            return ((caller.id, network),)
+        return ((caller.id, own), (caller.network, network)) if caller.network else ((caller.id, own),)
 
 
 def unavailable() -> Refusal:
@@ -168,18 +157,16 @@ def unavailable() -> Refusal:
     return Refusal("store_unavailable", detail, headers=(_retry_after(UNAVAILABLE_RETRY_SECONDS),))
 
 
-def _refusal(verdict: Verdict, ask: Ask, caller: Caller, own: tuple[RatePerWindow, ...], class_: RateClass) -> Refusal:
+def _refusal(verdict: Verdict, ask: Ask, caller: Caller, own: RateTerms) -> Refusal:
     denied, at = verdict.denied, verdict.at
     if denied is Denial.UNKNOWN_REQUEST:
         return Refusal("unknown_request", "there is no such request, or it is not yours, or not under this app")
     if denied is Denial.RATE:
         seconds = math.ceil(verdict.retry_seconds or 0)
-        who = "of your network " if at >= len(own) or caller.by_network else ""
-        rate = ask.rates[at]
-        detail = f"the limit {who}is {_spelled(rate, own[at % len(own)])} {_OF_CLASS[class_]}; "
-        detail += f"the next is possible in {_duration(seconds)}"
-        told = _told(class_, ask.rates[:1], verdict.rates) if len(own) == 1 and not at else ()
-        return Refusal("rate_limited", detail, headers=(_retry_after(seconds), *told))
+        who = "of your network " if at >= len(own.each) or caller.by_network else ""
+        rate = f"{ask.rates[at].limit}/{own.words[at % len(own.each)]}"
+        detail = f"the limit {who}is {rate} {_OF_CLASS[own.class_]}; the next is possible in {_duration(seconds)}"
+        return Refusal("rate_limited", detail, headers=(_retry_after(seconds), *own.told(verdict.rates)))
     if denied is Denial.CONCURRENCY:
         limit = ask.concurrency[at].limit
         who = "your network has" if at or caller.by_network else "you have"
@@ -195,10 +182,6 @@ def _refusal(verdict: Verdict, ask: Ask, caller: Caller, own: tuple[RatePerWindo
     if verdict.retry_seconds is not None:
         detail += f"; it starts anew in {_duration(math.ceil(verdict.retry_seconds))}"
     return Refusal("budget_exhausted", detail)
-
-
-def _spelled(rate: Rate, own: RatePerWindow) -> str:
-    return f"{rate.limit}/{own.text.partition('/')[2]}"
 
 
 def _dollars(microusd: int) -> str:
@@ -217,20 +200,3 @@ def _duration(seconds: int) -> str:
 
 def _retry_after(seconds: int) -> tuple[bytes, bytes]:
     return (b"retry-after", b"%d" % max(seconds, 1))
-
-
-def _told(class_: RateClass, rates: tuple[Rate, ...], states: tuple[RateState, ...]) -> tuple[tuple[bytes, bytes], ...]:
-    """Return `ratelimit` and `ratelimit-policy` (draft-ietf-httpapi-ratelimit-headers-10) for the caller's own rates."""
-    if not rates:
-        return ()
-    left = [
-        f'"{class_}-{rate.window_seconds}";r={state.remaining};t={math.ceil(state.reset_seconds)}'
-        for rate, state in zip(rates, states, strict=False)
-    ]
-    policy = _policy(class_, tuple([(rate.limit, rate.window_seconds) for rate in rates]))
-    return ((b"ratelimit-policy", policy), (b"ratelimit", ", ".join(left).encode()))
-
-
-@lru_cache(maxsize=256)
-def _policy(class_: RateClass, rates: tuple[tuple[int, int], ...]) -> bytes:
-    return ", ".join(f'"{class_}-{seconds}";q={limit};w={seconds}' for limit, seconds in rates).encode()

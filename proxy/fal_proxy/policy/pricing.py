@@ -7,8 +7,7 @@ Knows no store and no clock.
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 from fractions import Fraction
@@ -20,7 +19,6 @@ from fal_proxy.policy.inputs import denied, is_number
 MICROUSD = 1_000_000
 MAX_UNITS = 10_000
 
-_UNITS = re.compile(rb"[0-9]{1,12}(?:\.[0-9]{1,8})?")
 _TABLE_KEYS = frozenset(["usd", "reserve_units", "units_from"])
 
 
@@ -70,21 +68,9 @@ def reservation_microusd(price: Price, given: Mapping[str, Any]) -> int:
     return _rounded_up(price.usd * _exact(units))
 
 
-def charge_microusd(price: Price, units: Decimal) -> int:
-    """Return what a job of this many billed units costs."""
-    return _rounded_up(price.usd * Fraction(units))
-
-
 def charge_for(usd: str, units: str) -> int:
     """Return what a job costs by the price and the units as they were written down."""
     return _rounded_up(Fraction(usd) * Fraction(units))
-
-
-def parse_units(lines: Sequence[bytes]) -> Decimal | None:
-    """Return the units that the lines of `x-fal-billable-units` say; None unless one plain line says them."""
-    if len(lines) != 1 or not _UNITS.fullmatch(lines[0]):
-        return None
-    return Decimal(lines[0].decode("ascii"))
 
 
 def faults(prices: Mapping[str, object]) -> Iterator[str]:

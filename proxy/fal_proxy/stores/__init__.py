@@ -24,7 +24,7 @@ SLOTS = 60  # hits are counted in this many slots per window, and hold their pla
 Period = Literal["hour", "day", "week", "month", "total"]
 
 
-class Rate(NamedTuple):
+class Rate(msgspec.Struct, frozen=True, array_like=True, gc=False):  # several for every request
     """At most `limit` hits in any interval of `window_seconds`; equal keys share a counter per window."""
 
     key: str
@@ -32,14 +32,14 @@ class Rate(NamedTuple):
     window_seconds: int
 
 
-class Concurrency(NamedTuple):
+class Concurrency(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """At most `limit` entries that hold a slot under `key`."""
 
     key: str
     limit: int
 
 
-class Budget(NamedTuple):
+class Budget(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """At most `limit_microusd` spent and reserved under `key` in the running period."""
 
     key: str
@@ -79,7 +79,7 @@ class Ask(msgspec.Struct, frozen=True):  # made for every request: a struct cost
     told: int | None = None  # only the states of the first so many rates are wanted; a store may give more
 
 
-class RateState(NamedTuple):
+class RateState(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """One rate after the admission: what is left, and when the next place is free again."""
 
     remaining: int
@@ -92,7 +92,7 @@ class Verdict(msgspec.Struct, frozen=True):
     denied: Denial | None = None
     at: int = 0  # which of the rates, concurrency limits or budgets refused
     retry_seconds: float | None = None  # None: not before an operator acts
-    rates: tuple[RateState, ...] = ()
+    rates: tuple[RateState, ...] = ()  # of an admission, and of a refusal by a rate
     record: Record | None = None
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
+
+import msgspec
 
 from fal_proxy.stores import Outcome, Record
 
@@ -11,8 +12,7 @@ Name = tuple[str, str, str]  # of a purse: key, period, the period's label
 Put = tuple[Any, ...]
 
 
-@dataclass(slots=True)
-class Purse:
+class Purse(msgspec.Struct, gc=False):
     """What one budget holds in one period."""
 
     spent: int = 0
@@ -20,8 +20,10 @@ class Purse:
     ends: float | None = None  # the period's end
 
 
-@dataclass(slots=True)
-class Entry:
+Charged = tuple[Name, float | None, Purse | None]  # a purse, its period's end, and itself if it has begun
+
+
+class Entry(msgspec.Struct, gc=False):  # one for every paid request; nothing in it refers back to it
     """One reservation and what became of it; `outcome` None while it is open."""
 
     id: str
@@ -35,8 +37,7 @@ class Entry:
     charged: int = 0
 
 
-@dataclass(slots=True)
-class Job:
+class Job(msgspec.Struct, gc=False):
     """When the settler should ask about a record next; `queued` is the time of its one valid place in the heap."""
 
     next_ask: float

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from fal_proxy.errors import StoreUnavailable
 from fal_proxy.stores import (
     JOB_LEASE_SECONDS,
     SLOTS,
@@ -27,7 +28,7 @@ from fal_proxy.stores import (
     Usage,
     Verdict,
 )
-from fal_proxy.stores.holdings import Entry, Name, Purse
+from fal_proxy.stores.holdings import Charged, Entry, Purse
 from fal_proxy.stores.periods import Calendar
 from fal_proxy.stores.state import State
 
@@ -65,50 +66,61 @@ class MemoryStore:
             record = self.state.find(ask.owns.request_id, now)
             if record is None or not owns(record, ask.owns):
                 return Verdict(Denial.UNKNOWN_REQUEST)
-        purses: list[tuple[Name, float | None]] = []
+        purses: list[Charged] = []
         verdict = self._judge(ask, now, purses)
         if verdict is not None:
             return verdict
+        state = self.state
         states: list[RateState] = []
         told = len(ask.rates) if ask.told is None else ask.told
+        written = self._journal is not None and ask.entry_id
         for rate in ask.rates:
-            slot = int(now * SLOTS / rate.window_seconds)
-            window = self.state.window(rate.key, rate.window_seconds)
-            window.hit(slot)
-            if ask.entry_id:
-                self.state.note_hit(rate.key, rate.window_seconds, slot)
-            if len(states) < told:
-                states.append(window.state(rate.limit, rate.window_seconds, now))
+            seconds = rate.window_seconds
+            slot = int(now * SLOTS / seconds)
+            window = state.hit(rate.key, seconds, slot)
+            if written:
+                state.note_hit(rate.key, seconds, slot)
+            if told:
+                told -= 1
+                states.append(window.state(rate.limit, seconds, now))
         if record is not None:
-            self.state.polled(record.request_id, now)
+            state.polled(record.request_id, now)
         if ask.entry_id:
             slots = tuple([limit.key for limit in ask.concurrency])
-            names = tuple([name for name, _ in purses])
+            names = tuple([charged[0] for charged in purses])
             lease_end = now + REQUEST_LEASE_SECONDS
             entry = Entry(ask.entry_id, ask.amount_microusd, names, slots, ask.price, lease_end)
-            self.state.open(entry, [ends for _, ends in purses])
-            await self._durable()
+            state.open(entry, purses)
+            if self._journal is not None:
+                try:
+                    await self._durable()
+                except StoreUnavailable:
+                    state.settle(entry, Outcome.RELEASED, 0)  # the request is refused, so nobody else would
+                    raise
         return Verdict(rates=tuple(states), record=record)
 
-    def _judge(self, ask: Ask, now: float, purses: list[tuple[Name, float | None]]) -> Verdict | None:
+    def _judge(self, ask: Ask, now: float, purses: list[Charged]) -> Verdict | None:
         """Return the refusal, or None, having collected the purses that would be charged."""
         state = self.state
         for at, rate in enumerate(ask.rates):
-            window = state.find_window(rate.key, rate.window_seconds)
+            windows = state.windows.get(rate.window_seconds)
+            window = windows.get(rate.key) if windows is not None else None
             if window is not None and window.count(int(now * SLOTS / rate.window_seconds)) >= rate.limit:
+                states = tuple([state.standing(told, now) for told in ask.rates[: ask.told]])
                 left = window.state(rate.limit, rate.window_seconds, now)
-                return Verdict(Denial.RATE, at, left.reset_seconds, rates=(left,))
+                return Verdict(Denial.RATE, at, left.reset_seconds, states)
+        in_use = state.slots
         for at, limit in enumerate(ask.concurrency):
-            if state.slots.get(limit.key, 0) >= limit.limit:
+            if in_use.get(limit.key, 0) >= limit.limit:
                 return Verdict(Denial.CONCURRENCY, at, CONCURRENCY_RETRY_SECONDS)
+        amount = ask.amount_microusd
         for at, budget in enumerate(ask.budgets):
             period, ends = self._calendar.at(budget.period, now)
             name = (budget.key, budget.period, period)
             purse = state.purses.get(name)
-            held = purse.spent + purse.reserved if purse is not None else 0
-            if held + ask.amount_microusd > budget.limit_microusd:
+            if (purse.spent + purse.reserved if purse is not None else 0) + amount > budget.limit_microusd:
                 return Verdict(Denial.BUDGET, at, None if ends is None else ends - now)
-            purses.append((name, ends))
+            purses.append((name, ends, purse))
         return None
 
     async def submitted(self, record: Record, lease_seconds: float = JOB_LEASE_SECONDS) -> None:
@@ -164,9 +176,7 @@ class MemoryStore:
         """Put off the leases' end. After a restart all of them are lost anyway, so nothing is written down."""
         now = self._tick()
         for entry_id in entry_ids:
-            entry = self.state.entries.get(entry_id)
-            if entry is not None and entry.outcome is None and not entry.request_id:
-                entry.lease_end = now + REQUEST_LEASE_SECONDS
+            self.state.renew(entry_id, now + REQUEST_LEASE_SECONDS)
 
     async def ping(self) -> None:
         """Raise StoreUnavailable when the journal can no longer be written."""
@@ -180,7 +190,9 @@ class MemoryStore:
 
     def _tick(self) -> float:
         """Return the store's time, which never runs backwards, and drop a little of what it has left behind."""
-        self._now = max(self._now, self._clock())
+        now = self._clock()
+        if now > self._now:
+            self._now = now
         self.state.note_clock(self._now)
         self.state.expire(self._now)
         return self._now
@@ -193,8 +205,6 @@ class MemoryStore:
     def _flush(self) -> None:
         if self._journal is not None:
             self._journal.append(self.state.take_puts())
-        else:
-            self.state.take_puts()
 
     async def _durable(self) -> None:
         self._flush()

@@ -5,8 +5,13 @@ local function judge(ask, windows)
   for at, rate in ipairs(ask.rates) do
     local window = window_of(rate, windows)
     if window.total >= rate[2] then
-      local state = rate_state(window, rate[2], rate[3])
-      return { denied = 'rate_limited', at = at - 1, retry_seconds = state[2], rates = { state } }
+      local states = {}
+      for told = 1, ask.told or #ask.rates do
+        local each = ask.rates[told]
+        states[told] = rate_state(window_of(each, windows), each[2], each[3])
+      end
+      local seconds = rate_state(window, rate[2], rate[3])[2]
+      return { denied = 'rate_limited', at = at - 1, retry_seconds = seconds, rates = states }
     end
   end
   for at, limit in ipairs(ask.concurrency) do

@@ -117,10 +117,9 @@ def apply(state: State, put: Put) -> None:
     """Repeat what was written down. Raises ValueError for what this version does not know."""
     kind, *values = put
     if kind == "hit":
-        state.window(values[0], values[1]).hit(values[2])
+        state.hit(*values)
     elif kind == "window":
-        state.window(values[0], values[1])
-        state.windows[values[1]][values[0]] = Window.load(values[2])
+        state.windows.setdefault(values[1], OrderedDict())[values[0]] = Window.load(values[2])
     elif kind == "purse":
         _apply_purse(state, _name(values[0]), Purse(*values[1:]))
     elif kind == "no purse":
@@ -157,7 +156,9 @@ def arrange(state: State) -> None:
     purses, state.purses, state._purse_ends = state.purses, {}, []
     for name, purse in purses.items():
         state.add_purse(name, purse)
-    state.leases = [(entry.lease_end, entry.id) for entry in state.entries.values() if entry.outcome is None]
+    still_open = [entry for entry in state.entries.values() if entry.outcome is None]
+    state.requests = {entry.id: entry for entry in still_open if not entry.request_id}
+    state.leases = [(entry.lease_end, entry.id) for entry in still_open if entry.request_id]
     heapq.heapify(state.leases)
 
 
@@ -176,7 +177,6 @@ def _apply_entry(state: State, values: list[Any]) -> None:
     entry.outcome = None if outcome is None else Outcome(outcome)
     entry.charged = charged
     state.entries[id_] = entry
-    heapq.heappush(state.leases, (lease_end, id_))
     for slot in entry.slots:
         state.slots[slot] = state.slots.get(slot, 0) + 1
 

@@ -13,14 +13,15 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from fal_proxy.stores import RECORD_SECONDS, SLOTS, Outcome, Rate, RateState, Record
-from fal_proxy.stores.holdings import Entry, Job, Name, Purse, Put, entry_put, flooder, record_fields
+from fal_proxy.stores.holdings import Charged, Entry, Job, Name, Purse, Put, entry_put, flooder, record_fields
 from fal_proxy.stores.windows import Window
 
 # A flood of submits evicts the flooder's own oldest records, then the oldest of all.
 MAX_RECORDS_PER_OWNER = 10_000
 MAX_RECORDS = 500_000
-_DROPPED_PER_TICK = 4
+_DROPPED_AT_ONCE = 4
 _CLOCK_SECONDS = 60.0
+_LEASE_LOOK_SECONDS = 60.0  # less than any lease
 FIRST_ASK_SECONDS = 10.0
 LONGEST_ASK_SECONDS = 60.0
 # After its period a purse is kept until no entry can be settled against it any more.
@@ -42,7 +43,9 @@ class State:
     _by_owner: dict[str, OrderedDict[str, None]] = field(default_factory=dict)
     _jobs: dict[str, Job] = field(default_factory=dict)
     _asks: list[tuple[float, str]] = field(default_factory=list)
-    leases: list[tuple[float, str]] = field(default_factory=list)
+    requests: dict[str, Entry] = field(default_factory=dict)  # open entries that belong to no job, or not yet
+    leases: list[tuple[float, str]] = field(default_factory=list)  # of jobs
+    _leases_from: float = 0.0  # no lease in `requests` ends before
     _purse_ends: list[tuple[float, Name]] = field(default_factory=list)
     _puts: list[Put] = field(default_factory=list)
 
@@ -59,15 +62,26 @@ class State:
         windows = self.windows.get(seconds)
         return windows.get(key) if windows is not None else None
 
-    def window(self, key: str, seconds: int) -> Window:
-        """Return a key's window, about to be hit."""
-        windows = self.windows.setdefault(seconds, OrderedDict())
+    def hit(self, key: str, seconds: int, slot: int) -> Window:
+        """Add a hit to a key's window and return it."""
+        windows = self.windows.get(seconds)
+        if windows is None:
+            windows = self.windows[seconds] = OrderedDict()
         window = windows.get(key)
         if window is None:
+            self._drop_windows(windows, slot)
             window = windows[key] = Window()
         else:
             windows.move_to_end(key)
+        window.hit(slot)
         return window
+
+    def _drop_windows(self, windows: OrderedDict[str, Window], slot: int) -> None:
+        for _ in range(_DROPPED_AT_ONCE):  # more than the new one that is the reason to look
+            key = next(iter(windows), None)
+            if key is None or windows[key].newest + SLOTS >= slot:
+                break
+            del windows[key]
 
     def standing(self, rate: Rate, now: float) -> RateState:
         """Return what is left of a rate."""
@@ -80,23 +94,39 @@ class State:
 
     # Money and slots
 
-    def open(self, entry: Entry, ends: Iterable[float | None]) -> None:
-        """Reserve; `ends` are the ends of the purses' periods."""
-        self.entries[entry.id] = entry
-        heapq.heappush(self.leases, (entry.lease_end, entry.id))
+    def open(self, entry: Entry, purses: Iterable[Charged]) -> None:
+        """Reserve in the entry's purses."""
+        self.entries[entry.id] = self.requests[entry.id] = entry
         for slot in entry.slots:
             self.slots[slot] = self.slots.get(slot, 0) + 1
-        for name, end in zip(entry.purses, ends, strict=True):
-            if name not in self.purses:
-                self.add_purse(name, Purse(ends=end))
-            self._change(name, reserved=entry.amount)
+        for name, end, purse in purses:
+            if purse is None and (purse := self.purses.get(name)) is None:  # two of its kind may begin it at once
+                purse = Purse(ends=end)
+                self.add_purse(name, purse)
+            purse.reserved += entry.amount
+            if self.written_down:
+                self._put_purse(name, purse)
         self.put_entry(entry)
+
+    def renew(self, entry_id: str, lease_end: float) -> None:
+        """Put off the end of an entry whose request is still being answered."""
+        entry = self.requests.get(entry_id)
+        if entry is not None:
+            entry.lease_end = lease_end
 
     def settle(self, entry: Entry, outcome: Outcome, amount: int) -> None:
         """Replace the reservation, or an earlier settlement, by a charge; free the slots."""
+        more, freed = amount - entry.charged, entry.amount if entry.outcome is None else 0
         for name in entry.purses:
-            self._change(name, spent=amount - entry.charged, reserved=-entry.amount if entry.outcome is None else 0)
+            purse = self.purses.get(name)
+            if purse is None:
+                continue  # its period is long over, and nothing can be admitted against it any more
+            purse.spent += more
+            purse.reserved -= freed
+            if self.written_down:
+                self._put_purse(name, purse)
         entry.outcome, entry.charged = outcome, amount
+        self.requests.pop(entry.id, None)
         self.free(entry)
         if entry.request_id:
             self.put_entry(entry)
@@ -112,12 +142,7 @@ class State:
                 self.slots.pop(slot, None)
         entry.slots = ()
 
-    def _change(self, name: Name, spent: int = 0, reserved: int = 0) -> None:
-        purse = self.purses.get(name)
-        if purse is None:
-            return  # its period is long over, and nothing can be admitted against it any more
-        purse.spent += spent
-        purse.reserved += reserved
+    def _put_purse(self, name: Name, purse: Purse) -> None:
         self._put("purse", name, purse.spent, purse.reserved, purse.ends)
 
     def add_purse(self, name: Name, purse: Purse) -> None:
@@ -137,6 +162,7 @@ class State:
         if entry is not None:
             entry.request_id = record.request_id
             entry.lease_end = lease_end
+            self.requests.pop(entry.id, None)
             heapq.heappush(self.leases, (lease_end, entry.id))
             self.put_entry(entry)
             self.watch(record.request_id, now + FIRST_ASK_SECONDS)
@@ -211,26 +237,21 @@ class State:
 
     def expire(self, now: float) -> None:
         """Drop a little of what is over: O(1) whatever the size."""
-        while self.leases and self.leases[0][0] <= now:
-            _, entry_id = heapq.heappop(self.leases)
-            entry = self.entries.get(entry_id)
-            if entry is None or entry.outcome is not None:
-                continue
-            if entry.lease_end <= now:
+        if self._leases_from <= now:
+            for entry in [entry for entry in self.requests.values() if entry.lease_end <= now]:
                 self.settle(entry, Outcome.AS_RESERVED, entry.amount)
-            else:
-                heapq.heappush(self.leases, (entry.lease_end, entry_id))  # renewed
-        for _ in range(_DROPPED_PER_TICK):
-            oldest = next(iter(self.records), None)
-            if oldest is None or self.born[oldest] + RECORD_SECONDS > now:
-                break
-            self.drop_record(oldest)
-        for seconds, windows in self.windows.items():
-            for _ in range(_DROPPED_PER_TICK):
-                key = next(iter(windows), None)
-                if key is None or windows[key].newest + SLOTS >= int(now * SLOTS / seconds):
+            ends = [entry.lease_end for entry in self.requests.values()]
+            self._leases_from = min(ends, default=now + _LEASE_LOOK_SECONDS)
+        while self.leases and self.leases[0][0] <= now:
+            job = self.entries.get(heapq.heappop(self.leases)[1])
+            if job is not None and job.outcome is None:
+                self.settle(job, Outcome.AS_RESERVED, job.amount)
+        if self.records:
+            for _ in range(_DROPPED_AT_ONCE):
+                oldest = next(iter(self.records), None)
+                if oldest is None or self.born[oldest] + RECORD_SECONDS > now:
                     break
-                del windows[key]
+                self.drop_record(oldest)
         while self._purse_ends and self._purse_ends[0][0] <= now:
             _, name = heapq.heappop(self._purse_ends)
             self.purses.pop(name, None)

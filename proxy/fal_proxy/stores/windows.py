@@ -12,53 +12,68 @@ class Window:
 
     A hit counts from its own slot through the 60 that follow, so it holds its place for the window's length and up to
     one slot more; what lies within any interval of the window's length is always counted together.
+
+    Most keys have hits in one slot only, so the newest is two integers and older ones get a deque when there are any.
     """
 
-    __slots__ = ("_hits", "_total")
+    __slots__ = ("_count", "_older", "_total", "newest")
 
     def __init__(self) -> None:
-        self._hits: deque[list[int]] = deque()  # [slot, count], oldest first
-        self._total = 0
+        self.newest = -1  # the slot of the last hit, -1 without one
+        self._count = 0  # hits in it
+        self._total = 0  # hits that hold a place
+        self._older: deque[tuple[int, int]] | None = None  # (slot, hits), oldest first
 
     def count(self, slot: int) -> int:
         """Return the hits that still hold a place."""
-        hits = self._hits
-        while hits and hits[0][0] < slot - SLOTS:
-            self._total -= hits.popleft()[1]
+        edge = slot - SLOTS
+        if self.newest < edge:
+            self._older, self._count, self._total = None, 0, 0
+        elif (older := self._older) is not None:
+            while older and older[0][0] < edge:
+                self._total -= older.popleft()[1]
+            if not older:
+                self._older = None
         return self._total
 
     def hit(self, slot: int) -> None:
         """Add one."""
-        if self._hits and self._hits[-1][0] == slot:
-            self._hits[-1][1] += 1
+        if slot <= self.newest:  # less only where the clock stepped back across a restart
+            self._count += 1
         else:
-            self._hits.append([slot, 1])
+            if self._count:
+                if self._older is None:
+                    self._older = deque()
+                self._older.append((self.newest, self._count))
+            self.newest, self._count = slot, 1
         self._total += 1
-
-    @property
-    def newest(self) -> int:
-        """Return the slot of the last hit, -1 without one."""
-        return self._hits[-1][0] if self._hits else -1
 
     def state(self, limit: int, window_seconds: int, now: float) -> RateState:
         """Return what is left of `limit`, and the seconds until one more place is free than now."""
         slot_seconds = window_seconds / SLOTS
         total = self.count(int(now / slot_seconds))
-        surplus = max(total - limit, 0)
-        for slot, count in self._hits:
+        if total == 0:
+            return RateState(limit, 0.0)
+        surplus = total - limit if total > limit else 0
+        freeing = self.newest
+        for slot, count in self._older or ():
             surplus -= count
             if surplus < 0:
-                return RateState(max(limit - total, 0), (slot + SLOTS + 1) * slot_seconds - now)
-        return RateState(max(limit - total, 0), 0.0)
+                freeing = slot
+                break
+        return RateState(limit - total if limit > total else 0, (freeing + SLOTS + 1) * slot_seconds - now)
 
-    def dump(self) -> list[list[int]]:
-        """Return the slots, for the journal."""
-        return [list(hit) for hit in self._hits]
+    def dump(self) -> list[tuple[int, int]]:
+        """Return the slots and their hits, oldest first, for the journal."""
+        newest = [(self.newest, self._count)] if self._count else []
+        return [*(self._older or ()), *newest]
 
     @classmethod
-    def load(cls, hits: list[list[int]]) -> Window:
+    def load(cls, hits: list[tuple[int, int]]) -> Window:
         """Rebuild a window from `dump`."""
         window = cls()
-        window._hits = deque(list(hit) for hit in hits)
-        window._total = sum(count for _, count in hits)
+        for slot, count in hits:
+            window.hit(slot)
+            window._count += count - 1
+            window._total += count - 1
         return window

@@ -9,7 +9,7 @@ from time import time
 
 import uvicorn
 
-from fal_proxy.emulator import Emulator, EmulatorProtocol, Entry, Fault, create_emulator, parse_faults
+from fal_proxy.emulator import Emulator, EmulatorProtocol, EmulatorSocket, Entry, Fault, create_emulator, parse_faults
 
 WAIT_SECONDS = 10.0
 _STEP_SECONDS = 0.005
@@ -26,6 +26,10 @@ class Emulated:
     def at(self, host: str, path: str) -> str:
         """Return the URL under which the emulator serves https://<host><path>."""
         return f"{self.url}/{host}{path}"
+
+    def socket(self, host: str, path: str) -> str:
+        """Return the URL under which the emulator serves wss://<host><path>."""
+        return f"ws://127.0.0.1:{self.port}/{host}{path}"
 
     @property
     def last(self) -> Entry:
@@ -55,6 +59,8 @@ async def emulated(
     seed: int | None = 1,
     faults: str | Sequence[Fault] = (),
     gzip: bool = False,
+    late_refusals: bool = False,
+    max_message_bytes: int = 16 * 1024 * 1024,
     api_keys: Collection[str] | None = None,
     clock: Callable[[], float] = time,
     public_url: str | None = None,
@@ -66,13 +72,22 @@ async def emulated(
         url = f"http://127.0.0.1:{port}"
         chosen = parse_faults(faults) if isinstance(faults, str) else tuple(faults)
         app = create_emulator(
-            public_url or url, speed=speed, seed=seed, faults=chosen, gzip=gzip, api_keys=api_keys, clock=clock
+            public_url or url,
+            speed=speed,
+            seed=seed,
+            faults=chosen,
+            gzip=gzip,
+            late_refusals=late_refusals,
+            api_keys=api_keys,
+            clock=clock,
         )
         config = uvicorn.Config(
             app,
             http=EmulatorProtocol,
             lifespan="off",
-            ws="none",
+            ws=EmulatorSocket,
+            ws_max_size=max_message_bytes,
+            ws_per_message_deflate=False,
             log_config=None,
             access_log=False,
             server_header=False,

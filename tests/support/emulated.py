@@ -9,7 +9,16 @@ from time import time
 
 import uvicorn
 
-from fal_proxy.emulator import Emulator, EmulatorProtocol, EmulatorSocket, Entry, Fault, create_emulator, parse_faults
+from fal_proxy.emulator import (
+    Emulator,
+    EmulatorProtocol,
+    EmulatorSocket,
+    Entry,
+    Fault,
+    Session,
+    create_emulator,
+    parse_faults,
+)
 
 WAIT_SECONDS = 10.0
 _STEP_SECONDS = 0.005
@@ -50,6 +59,15 @@ class Emulated:
                 return self.last
             await asyncio.sleep(_STEP_SECONDS)
         raise TimeoutError(f"the emulator saw {len(self.app.journal)} requests, not {count}")
+
+    async def received(self, messages: int, index: int = -1) -> Session:
+        """Wait until a WebSocket of the journal has received so many messages and return its session."""
+        for _ in range(round(WAIT_SECONDS / _STEP_SECONDS)):
+            session = self.app.journal[index].session if self.app.journal else None
+            if session is not None and session.received >= messages:
+                return session
+            await asyncio.sleep(_STEP_SECONDS)
+        raise TimeoutError(f"the emulator did not receive {messages} messages")
 
 
 @asynccontextmanager

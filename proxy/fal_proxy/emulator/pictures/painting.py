@@ -3,7 +3,7 @@
 from functools import lru_cache
 from io import BytesIO
 
-from PIL import Image, ImageChops, ImageFilter, ImageOps
+from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageOps
 
 from .canvas import Size
 from .picture import Picture, encode, render
@@ -25,8 +25,9 @@ def paint(prompt: str, seed: int, size: Size, source: bytes | None, strength: fl
     # The light of the drawing on the prompt's scene, then as much of the drawing's own colours as strength leaves.
     lit = ImageChops.overlay(image, ImageOps.grayscale(drawing).convert("RGB"))
     mixed = Image.blend(drawing, lit, 0.85 * strength)
-    outlines = ImageOps.invert(ImageOps.grayscale(drawing).filter(ImageFilter.FIND_EDGES))
-    return encode(ImageChops.multiply(mixed, outlines.convert("RGB")), "jpeg")
+    edges = ImageOps.grayscale(drawing).filter(ImageFilter.FIND_EDGES)
+    ImageDraw.Draw(edges).rectangle((0, 0, size[0] - 1, size[1] - 1), outline=0)  # the filter leaves the rim as it was
+    return encode(ImageChops.multiply(mixed, ImageOps.invert(edges).convert("RGB")), "jpeg")
 
 
 @lru_cache(maxsize=KEPT_BACKDROPS)

@@ -113,6 +113,8 @@ async def test_a_stream_of_outputs_ends_in_timeout_too() -> None:
         ("/a/b/realtime", b"\x81", "Unpack failed"),
         ("/a/b/realtime", msgspec.msgpack.encode([1]), "must be a mapping, not list"),
         ("/a/b/realtime", msgspec.msgpack.encode("text"), "must be a mapping, not str"),
+        ("/a/b/realtime", msgspec.msgpack.encode({1: 2}), "keywords must be strings"),
+        ("/a/b/realtime", b"\x91" * 5000, "Unpack failed"),
         (
             "/fal-ai/lcm-sd15-i2i/realtime",
             msgspec.msgpack.encode({"prompt": 1}),

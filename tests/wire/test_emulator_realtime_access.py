@@ -1,11 +1,15 @@
 """Who gets a socket of the emulator, how the others are told, what the journal keeps and what a session costs."""
 
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import connect
 
+from support.commands import clean_environment, running
 from support.emulated import emulated
 from support.realtime import KEY, ask, opened, refused, to_the_end, token
 
@@ -163,3 +167,23 @@ async def test_no_compression_is_agreed_on_although_clients_offer_it() -> None:
     async with emulated() as fal, opened(fal, PATH, compression="deflate") as socket:
         assert "permessage-deflate" in (fal.last.header("sec-websocket-extensions") or "")
         assert socket.protocol.extensions == []
+
+
+def test_the_command_serves_sockets_and_ends_them_with_1012(tmp_path: Path) -> None:
+    with running(["emulate", "--port", "0", "--faults", "c/d:close"], tmp_path, clean_environment()) as fal:
+        base = fal.url.replace("http://", "ws://") + "/fal.run"
+        with connect(f"{base}/c/d/realtime", additional_headers=KEY, proxy=None) as socket:
+            with pytest.raises(ConnectionClosed) as caught:
+                socket.recv()
+            assert caught.value.rcvd is not None
+            assert caught.value.rcvd.code == 1013
+        with connect(f"{base}/a/b/realtime", additional_headers=KEY, proxy=None) as socket:
+            socket.send(msgspec.msgpack.encode({"x": 1}))
+            answer = socket.recv()
+            assert isinstance(answer, bytes)
+            assert msgspec.msgpack.decode(answer)["input"] == {"x": 1}
+            fal.process.terminate()
+            with pytest.raises(ConnectionClosed) as caught:
+                socket.recv()
+            assert caught.value.rcvd is not None
+            assert caught.value.rcvd.code == 1012

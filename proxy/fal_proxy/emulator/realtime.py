@@ -123,6 +123,8 @@ class _Runner:
             raise RunnerError(f"Unpack failed: {error}") from error
         if not isinstance(given, Mapping):
             raise RunnerError(f"argument after ** must be a mapping, not {type(given).__name__}")
+        if not all(isinstance(name, str) for name in given):
+            raise RunnerError("keywords must be strings")
         try:
             return ask_model(self._world, self._socket.exchange, self._endpoint, given)
         except InvalidInputError as refused:

@@ -53,7 +53,10 @@ class Socket:
 
     async def reset(self) -> None:
         """Answer the handshake with a TCP reset."""
-        await self._strike("reset")
+        try:
+            await self._strike("reset")
+        finally:
+            await self._receive()  # the disconnect: a server complains of a handshake left open before it
 
     async def accept(self) -> None:
         """Open the socket."""

@@ -1,5 +1,6 @@
 """Realtime sessions of the emulator: msgpack both ways, what is dropped, how a session ends."""
 
+import asyncio
 import base64
 import json
 from io import BytesIO
@@ -172,6 +173,41 @@ async def test_a_text_app_does_what_it_is_told() -> None:
         assert "error" in await hear(socket)
         await socket.send('{"emulator": {"close": {"code": 4000, "reason": "enough"}}}')
         assert await to_the_end(socket) == ([], 4000, "enough")
+
+
+async def test_an_app_that_sleeps_reads_nothing_and_the_sender_is_held_back() -> None:
+    async with emulated(speed=1) as fal, opened(fal, "/emulator/text", close_timeout=0.1) as socket:
+        await socket.send('{"emulator": {"sleep": 600}}')
+
+        async def flood() -> None:
+            for _ in range(512):
+                await socket.send(bytes(1024 * 1024))
+
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(flood(), 3)
+        assert (await fal.received(1)).received == 1
+        socket.transport.abort()
+
+
+@pytest.mark.parametrize(
+    ("path", "host", "message"),
+    [
+        ("/emulator/text", "fal.run", '{"emulator": {"sleep": 600}}'),
+        ("/emulator/slow/realtime", "fal.run", msgspec.msgpack.encode({"seconds": 600})),
+        ("/emulator/stream/realtime", "fal.run", msgspec.msgpack.encode({})),
+        ("/emulator/slow", "ws.fal.run", '{"seconds": 600}'),
+    ],
+)
+async def test_a_client_that_leaves_during_long_work_ends_the_session(
+    path: str, host: str, message: str | bytes
+) -> None:
+    async with emulated(speed=0.01) as fal:
+        async with opened(fal, path, host=host) as socket:
+            await socket.send(message)
+            await fal.received(1)
+            socket.transport.abort()
+        entry = await fal.finished()
+        assert entry.disconnected
 
 
 async def test_lucy_shakes_hands_for_webrtc_in_json() -> None:

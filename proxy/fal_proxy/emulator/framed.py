@@ -23,7 +23,7 @@ async def serve(world: World, socket: Socket, address: Address) -> None:
     while True:
         message = await socket.receive()
         started = time()
-        answer = await _ask(world, socket.exchange, address, message)
+        answer = await socket.while_open(_ask(world, socket.exchange, address, message))
         headers = dict(answer.headers)
         if "x-fal-billable-units" in headers:
             socket.exchange.entry.bill(headers["x-fal-billable-units"])

@@ -50,14 +50,19 @@ class Connection:
     async def ignore(self) -> None:
         """Read nothing more, not even what asks for a reply, until the client has hung up."""
         self._transport.pause_reading()
-        sock = self._transport.get_extra_info("socket")
-        poll = select.poll()
-        poll.register(sock.fileno(), select.POLLRDHUP)
-        while not self._transport.is_closing():
-            if poll.poll(0):
-                break
-            await asyncio.sleep(_HANGUP_POLL_SECONDS)
+        await self.hung_up()
         self._transport.abort()
+
+    async def hung_up(self) -> None:
+        """Return when the client has hung up, even behind bytes that nobody reads, or the connection is over."""
+        poll: select.poll | None = None
+        while not self._transport.is_closing():
+            if poll is None:
+                poll = select.poll()
+                poll.register(self._transport.get_extra_info("socket").fileno(), select.POLLRDHUP)
+            if poll.poll(0):
+                return
+            await asyncio.sleep(_HANGUP_POLL_SECONDS)
 
     async def _flush(self) -> None:
         for _ in range(_FLUSH_STEPS):  # a client that does not read must not keep us

@@ -97,7 +97,8 @@ class _Runner:
         time = asyncio.get_running_loop().time
         started = time()
         for event in plan.events or ():
-            await asyncio.sleep(event.at_seconds / self._world.speed - (time() - started))
+            ahead = event.at_seconds / self._world.speed - (time() - started)
+            await self._socket.while_open(asyncio.sleep(ahead))
             await self._send(await event.output())
         if self._route.timings:
             await self._send_timing(time() - started)

@@ -3,8 +3,10 @@
 Knows no fal: who may open one and what is said on it is decided elsewhere.
 """
 
+import asyncio
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from typing import TypeVar
 
 from websockets.frames import Frame, Opcode
 
@@ -12,6 +14,8 @@ from .answers import Answer, encode
 from .exchange import Exchange, Json, Receive, Send
 from .faults import Fault
 from .journal import Session
+
+T = TypeVar("T")
 
 SESSIONS_FULL = "Concurrent session limit reached."
 _ABNORMAL = 1006
@@ -100,6 +104,20 @@ class Socket:
         """Send a close frame."""
         await self._pass({"type": "websocket.close", "code": code, "reason": reason})
         self._closed(code, reason, by_client=False)
+
+    async def while_open(self, work: Coroutine[None, None, T]) -> T:
+        """Do what takes time and reads no messages; it ends with the connection."""
+        doing = asyncio.create_task(work)
+        leaving = asyncio.create_task(self.exchange.connection.hung_up()) if self.exchange.connection else doing
+        try:
+            await asyncio.wait({doing, leaving}, return_when=asyncio.FIRST_COMPLETED)
+            if not doing.done():
+                raise SocketClosedError
+            return doing.result()
+        finally:
+            doing.cancel()
+            leaving.cancel()
+            await asyncio.gather(doing, leaving, return_exceptions=True)
 
     async def ended(self) -> None:
         """Take note of how a session ended that is known to be over."""

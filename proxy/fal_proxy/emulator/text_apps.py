@@ -58,7 +58,7 @@ async def _obey(world: World, socket: Socket, order: dict[str, Json]) -> bool:
     """Do what a message orders and tell whether that ended the session."""
     if "sleep" in order:
         given = validate((Field("sleep", number(0, 3600)),), order)
-        await asyncio.sleep(given["sleep"] / world.speed)
+        await socket.while_open(asyncio.sleep(given["sleep"] / world.speed))
     if "send" in order:
         fields = (
             Field("count", integer(1, 100_000), default=1),

@@ -112,7 +112,7 @@ def dev(port: int) -> None:
     emulator = _emulator()
     proxy_sock, fal_sock = bind("127.0.0.1", port), bind("127.0.0.1", 0)
     fal = Listener(None, fal_sock, emulator.EmulatorProtocol)
-    fal = Listener(emulator.create_emulator(fal.url), fal_sock, emulator.EmulatorProtocol)
+    fal = Listener(emulator.create_emulator(fal.url), fal_sock, emulator.EmulatorProtocol, emulator.EmulatorSocket)
     with tempfile.TemporaryDirectory(prefix="fal-proxy-dev-") as folder:
         key = user_keys.add(Path(folder) / "users.toml", "dev", "default")
         settings = Settings(
@@ -141,7 +141,11 @@ def dev(port: int) -> None:
     "--speed", type=click.FloatRange(0, min_open=True), default=1.0, show_default=True, help="Divides durations."
 )
 @click.option("--seed", type=int, help="Makes chance repeatable.")
-@click.option("--faults", default="", help="'GLOB:KIND[=ARG][@P];…', KIND: status delay reset stall truncate nginx502.")
+@click.option(
+    "--faults",
+    default="",
+    help="'GLOB:KIND[=ARG][@P];…', KIND: status delay reset stall truncate nginx502; sockets: drop garbage oversized close.",
+)
 @_refusing
 def emulate(host: str, port: int, public_url: str | None, speed: float, seed: int | None, faults: str) -> None:
     """Serve an offline fal: every host below one port, /<host>/<path>."""
@@ -155,7 +159,7 @@ def emulate(host: str, port: int, public_url: str | None, speed: float, seed: in
     sock = bind(host, port)
     url = Listener(None, sock).url
     app = emulator.create_emulator((public_url or url).rstrip("/"), speed=speed, seed=seed, faults=parsed)
-    listener = Listener(app, sock, emulator.EmulatorProtocol)
+    listener = Listener(app, sock, emulator.EmulatorProtocol, emulator.EmulatorSocket)
     run_server(listener, lambda: _announce(listener))
 
 

@@ -22,6 +22,7 @@ from fal_proxy.protocol import HttpProtocol
 KEEP_ALIVE_SECONDS = 75
 DRAIN_SECONDS = 30
 BACKLOG = 2048
+MESSAGE_BYTES = 16 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +32,8 @@ class Listener:
     app: Any
     sock: socket.socket
     protocol: type[HttpToolsProtocol] = HttpProtocol
+    websockets: type[asyncio.Protocol] | None = None  # None: an Upgrade is refused
+    max_message_bytes: int = MESSAGE_BYTES  # of one WebSocket message
 
     @property
     def url(self) -> str:
@@ -98,7 +101,9 @@ class _Server(uvicorn.Server):
             uvicorn.Config(
                 listener.app,
                 http=listener.protocol,
-                ws="none",
+                ws=listener.websockets or "none",
+                ws_max_size=listener.max_message_bytes,
+                ws_per_message_deflate=False,  # it costs more than it saves, and a bomb is a bomb
                 lifespan="on",
                 access_log=False,
                 log_config=None,

@@ -9,7 +9,16 @@ from time import time
 
 import uvicorn
 
-from fal_proxy.emulator import Emulator, EmulatorProtocol, Entry, Fault, create_emulator, parse_faults
+from fal_proxy.emulator import (
+    Emulator,
+    EmulatorProtocol,
+    EmulatorSocket,
+    Entry,
+    Fault,
+    Session,
+    create_emulator,
+    parse_faults,
+)
 
 WAIT_SECONDS = 10.0
 _STEP_SECONDS = 0.005
@@ -26,6 +35,10 @@ class Emulated:
     def at(self, host: str, path: str) -> str:
         """Return the URL under which the emulator serves https://<host><path>."""
         return f"{self.url}/{host}{path}"
+
+    def socket(self, host: str, path: str) -> str:
+        """Return the URL under which the emulator serves wss://<host><path>."""
+        return f"ws://127.0.0.1:{self.port}/{host}{path}"
 
     @property
     def last(self) -> Entry:
@@ -47,6 +60,15 @@ class Emulated:
             await asyncio.sleep(_STEP_SECONDS)
         raise TimeoutError(f"the emulator saw {len(self.app.journal)} requests, not {count}")
 
+    async def received(self, messages: int, index: int = -1) -> Session:
+        """Wait until a WebSocket of the journal has received so many messages and return its session."""
+        for _ in range(round(WAIT_SECONDS / _STEP_SECONDS)):
+            session = self.app.journal[index].session if self.app.journal else None
+            if session is not None and session.received >= messages:
+                return session
+            await asyncio.sleep(_STEP_SECONDS)
+        raise TimeoutError(f"the emulator did not receive {messages} messages")
+
 
 @asynccontextmanager
 async def emulated(
@@ -55,6 +77,8 @@ async def emulated(
     seed: int | None = 1,
     faults: str | Sequence[Fault] = (),
     gzip: bool = False,
+    late_refusals: bool = False,
+    max_message_bytes: int = 16 * 1024 * 1024,
     api_keys: Collection[str] | None = None,
     clock: Callable[[], float] = time,
     public_url: str | None = None,
@@ -66,13 +90,22 @@ async def emulated(
         url = f"http://127.0.0.1:{port}"
         chosen = parse_faults(faults) if isinstance(faults, str) else tuple(faults)
         app = create_emulator(
-            public_url or url, speed=speed, seed=seed, faults=chosen, gzip=gzip, api_keys=api_keys, clock=clock
+            public_url or url,
+            speed=speed,
+            seed=seed,
+            faults=chosen,
+            gzip=gzip,
+            late_refusals=late_refusals,
+            api_keys=api_keys,
+            clock=clock,
         )
         config = uvicorn.Config(
             app,
             http=EmulatorProtocol,
             lifespan="off",
-            ws="none",
+            ws=EmulatorSocket,
+            ws_max_size=max_message_bytes,
+            ws_per_message_deflate=False,
             log_config=None,
             access_log=False,
             server_header=False,

@@ -18,6 +18,13 @@ def test_faults_are_read_in_order_with_their_defaults() -> None:
         Fault("a/b", "truncate", 9),
         Fault("**", "nginx502", None, 0.5),
     )
+    assert parse_faults("a/b:drop;a/b:garbage=2;a/b:oversized;a/b:close;a/b:close=4001") == (
+        Fault("a/b", "drop", 0),
+        Fault("a/b", "garbage", 2),
+        Fault("a/b", "oversized", 16 * 1024 * 1024 + 1),
+        Fault("a/b", "close", 1013),
+        Fault("a/b", "close", 4001),
+    )
     assert parse_faults("a/b:status") == (Fault("a/b", "status", 503),)
     assert parse_faults("  ") == ()
 
@@ -37,6 +44,10 @@ def test_faults_are_read_in_order_with_their_defaults() -> None:
         ("a/b:status=503@", "from 0 to 1, not ''"),
         ("a/b:nginx502=502", "nginx502 takes no argument"),
         ("a b:status", "'a b' is no glob"),
+        ("a/b:close=1005", "close wants a code that a peer may send"),
+        ("a/b:close=999", "close wants a code that a peer may send"),
+        ("a/b:oversized=0", "oversized wants from 1 to"),
+        ("a/b:drop=x", "drop wants a whole number, not 'x'"),
         ("ok/ok:reset;a/b:nope", "'a/b:nope'"),
     ],
 )
@@ -79,3 +90,12 @@ def test_a_probability_strikes_about_that_often_and_the_same_seed_strikes_the_sa
     drawn = [[draw(faults, ["a/b"], rng).fault is not None for _ in range(1000)] for rng in (Random(5), Random(5))]
     assert drawn[0] == drawn[1]
     assert 250 < sum(drawn[0]) < 350
+
+
+def test_a_kind_of_sockets_strikes_no_request_and_the_reverse() -> None:
+    faults = parse_faults("a/b:drop;a/b:reset;a/b:gzip")
+    request, socket = draw(faults, ["a/b"], Random(1)), draw(faults, ["a/b"], Random(1), socket=True)
+    assert request.fault == Fault("a/b", "reset")
+    assert request.gzip
+    assert socket.fault == Fault("a/b", "drop", 0)
+    assert not socket.gzip

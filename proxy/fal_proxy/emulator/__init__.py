@@ -1,12 +1,21 @@
-"""An offline fal: queue, runs, streams, storage and files over HTTP, so that apps can be built without spending money.
+"""An offline fal: queue, runs, streams, realtime, storage and files, so that apps can be built without spending money.
 
-Knows nothing of the proxy, so that a misunderstanding of fal cannot cancel itself out. Start it with uvicorn and
-`http=EmulatorProtocol`; faults that cut connections need that.
+Knows nothing of the proxy, so that a misunderstanding of fal cannot cancel itself out. Start it with uvicorn,
+`http=EmulatorProtocol` and `ws=EmulatorSocket`; faults that cut connections need those.
 """
 
 from .app import Emulator, create_emulator
 from .faults import Fault, parse_faults
-from .journal import Entry
-from .protocol import EmulatorProtocol
+from .journal import Entry, Session
+from .protocol import EmulatorProtocol, EmulatorSocket
 
-__all__ = ["Emulator", "EmulatorProtocol", "Entry", "Fault", "create_emulator", "parse_faults"]
+__all__ = [
+    "Emulator",
+    "EmulatorProtocol",
+    "EmulatorSocket",
+    "Entry",
+    "Fault",
+    "Session",
+    "create_emulator",
+    "parse_faults",
+]

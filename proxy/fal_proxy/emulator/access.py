@@ -13,7 +13,9 @@ from random import Random
 from typing import Literal
 from urllib.parse import urlencode
 
+from . import answers
 from .addresses import Address
+from .answers import Answer
 from .exchange import Exchange, Json
 
 CDN_TOKEN_SECONDS = 3600
@@ -106,6 +108,15 @@ class Access:
 
     def _signature(self, body: str) -> str:
         return _base64url(hmac.new(self._secret, body.encode(), hashlib.sha256).digest())
+
+
+def refusal(verdict: Verdict, without_key: str) -> Answer | None:
+    """Return the answer to a caller who may not, None to one who may; `without_key` is said when nothing was shown."""
+    if verdict == "ok":
+        return None
+    if verdict == "forbidden":
+        return answers.detail(403, "Forbidden")
+    return answers.detail(401, without_key if verdict == "missing" else "invalid key credentials")
 
 
 def credential(header: str) -> tuple[str, str]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 from urllib.parse import unquote
 
-Kind = Literal["run", "stream", "submit", "status", "status_stream", "result", "cancel"]
+Kind = Literal["run", "stream", "realtime", "socket", "submit", "status", "status_stream", "result", "cancel"]
 
 _NAMESPACES = ("workflows", "comfy")  # these ids have one segment more, see parseEndpointId of the JS client
 _OPERATIONS: dict[tuple[str, ...], Kind] = {
@@ -22,7 +22,7 @@ _OPERATIONS: dict[tuple[str, ...], Kind] = {
 
 @dataclass(frozen=True)
 class Address:
-    """One operation; `endpoint` is what was addressed, without a final /stream."""
+    """One operation; `endpoint` is what was addressed, without a final /stream or /realtime."""
 
     kind: Kind
     endpoint: str
@@ -51,6 +51,14 @@ def read_run(path: str) -> Address | None:
     if segments[-1:] == ["stream"]:
         return _address("stream", segments[:-1])
     return _address("run", segments)
+
+
+def read_socket(path: str) -> Address | None:
+    """Read the path of a WebSocket on fal.run: a realtime route, or a path of the app's own; None when it names no app."""
+    segments = _segments(path)
+    if segments[-1:] == ["realtime"]:
+        return _address("realtime", segments[:-1])
+    return _address("socket", segments)
 
 
 def read_queue(path: str) -> Address | None:
@@ -84,7 +92,7 @@ def _segments(path: str) -> list[str]:
 
 
 def _address(kind: Kind, segments: list[str], request_id: str = "") -> Address | None:
-    least = 3 if segments[0] in _NAMESPACES else 2
+    least = 3 if segments[:1] and segments[0] in _NAMESPACES else 2
     if len(segments) < least or not all(segments):
         return None
     return Address(kind, "/".join(segments), request_id)

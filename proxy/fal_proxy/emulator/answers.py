@@ -116,6 +116,17 @@ def of_status(status: int, app: str) -> Answer:
     return detail(status, _phrase(status))
 
 
+def of_fault(kind: str, argument: float | None, app: str, request_id: str) -> Answer | None:
+    """Answer for a fault that answers in the app's place; None for one that strikes elsewhere."""
+    if kind == "nginx502":
+        return nginx(502)
+    if kind != "status":
+        return None
+    answer = of_status(int(argument or 503), app)
+    answer.headers.append(("x-fal-request-id", request_id))
+    return answer
+
+
 def _phrase(status: int) -> str:
     try:
         return HTTPStatus(status).phrase

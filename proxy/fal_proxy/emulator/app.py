@@ -8,42 +8,46 @@ import time
 from collections.abc import Callable, Collection, Sequence
 
 from . import answers, cors, delivery, inference, queue, rest
-from .access import Verdict
+from .access import refusal
 from .addresses import Address, read_queue, read_run
 from .answers import Answer
 from .cdn import Cdn
 from .exchange import BodyTooLargeError, ClientGoneError, Exchange, Receive, Scope, Send
 from .faults import Fault, Strike, draw
+from .handshake import RUN_HOSTS, WS_HOST, Handshakes
 from .journal import Journal, new_journal
+from .wma import Wma
 from .world import World, new_world
 
-RUN_HOSTS = frozenset({"fal.run", "falrun.com"})
 QUEUE_HOSTS = frozenset({"queue.fal.run", "queue.falrun.com"})
 REST_HOSTS = frozenset({"rest.fal.ai", "rest.alpha.fal.ai"})
+WMA_HOST = "wma.fal.run"
 FILE_HOSTS = frozenset({"v3b.fal.media", "v3.fal.media", "fal.media", "storage.googleapis.com"})
 
 _TOKEN_KINDS = ("run", "stream", "status_stream")
-_ANSWERED_BEFORE = ("status", "nginx502")
 _ANSWERED_BADLY = ("reset", "stall", "truncate")
 
 
 class Emulator:
     """One emulated fal; `journal` holds the latest requests as they were received."""
 
-    def __init__(self, world: World, faults: Sequence[Fault], *, gzip: bool) -> None:
+    def __init__(self, world: World, faults: Sequence[Fault], *, gzip: bool, late_refusals: bool) -> None:
         self.journal: Journal = new_journal()
         self._world = world
         self._faults = tuple(faults)
         self._gzip = gzip
         self._cdn = Cdn(world)
+        self._wma = Wma(world)
+        self._sockets = Handshakes(world, faults, late_refusals=late_refusals)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one ASGI connection."""
         if scope["type"] == "lifespan":
             await _live(receive, send)
         elif scope["type"] == "websocket":
-            await receive()
-            await send({"type": "websocket.close", "code": 1000})  # before accept: HTTP 403
+            exchange = Exchange(scope, receive)
+            self.journal.append(exchange.entry)
+            await self._sockets.serve(exchange, receive, send)
         else:
             await self._exchange(Exchange(scope, receive), send)
 
@@ -97,21 +101,18 @@ class Emulator:
 
     def _instead(self, strike: Strike, address: Address | None) -> Answer | None:
         fault = strike.fault
-        if fault is None or fault.kind not in _ANSWERED_BEFORE:
+        if fault is None:
             return None
-        if fault.kind == "nginx502":
-            return answers.nginx(502)
-        answer = answers.of_status(int(fault.argument or 503), address.app if address else "")
-        answer.headers.append(("x-fal-request-id", self._world.new_id()))
-        return answer
+        return answers.of_fault(fault.kind, fault.argument, address.app if address else "", self._world.new_id())
 
     async def _serve(self, exchange: Exchange, address: Address | None) -> Answer:
         host = exchange.host
         if host in FILE_HOSTS:
             return await self._cdn.serve(exchange)
         if host in REST_HOSTS or _is_storage(exchange):
-            refused = _refusal(self._world.access.key(exchange), "Authorization header is required")
-            return refused or await rest.serve(self._world, exchange)
+            return self._without_key(exchange) or await rest.serve(self._world, exchange)
+        if host == WMA_HOST:
+            return self._without_key(exchange) or await self._wma.serve(exchange)
         if host in RUN_HOSTS | QUEUE_HOSTS:
             if address is None:
                 name = exchange.path.strip("/").partition("/")[0]
@@ -119,9 +120,12 @@ class Emulator:
             return await self._infer(exchange, address)
         if exchange.path == "/" and not host:
             return answers.json_answer(
-                200, {"emulated_hosts": sorted(RUN_HOSTS | QUEUE_HOSTS | REST_HOSTS | FILE_HOSTS)}
+                200, {"emulated_hosts": sorted(RUN_HOSTS | QUEUE_HOSTS | REST_HOSTS | FILE_HOSTS | {WS_HOST, WMA_HOST})}
             )
         return answers.detail(404, f'The emulator has no host "{host}"')
+
+    def _without_key(self, exchange: Exchange) -> Answer | None:
+        return refusal(self._world.access.key(exchange), "Authorization header is required")
 
     async def _infer(self, exchange: Exchange, address: Address) -> Answer:
         verdict = self._world.access.key(exchange)
@@ -130,7 +134,7 @@ class Emulator:
         known = not address.request_id or self._world.jobs.find(address.request_id) is not None
         if verdict == "missing" and not known:
             return answers.queue_state(404, "NOT_FOUND")  # fal says so even to callers without a key
-        refused = _refusal(verdict, f'Cannot access application "{address.app}"')
+        refused = refusal(verdict, f'Cannot access application "{address.app}"')
         if refused is not None:
             return refused
         if address.kind == "run":
@@ -147,17 +151,19 @@ def create_emulator(
     seed: int | None = None,
     faults: Sequence[Fault] = (),
     gzip: bool = False,
+    late_refusals: bool = False,
     api_keys: Collection[str] | None = None,
     clock: Callable[[], float] = time.time,
 ) -> Emulator:
     """Make an emulator whose file URLs start with `public_url`; `speed` divides every duration.
 
     With `seed` the same requests in the same order get the same answers. `api_keys` None accepts any well-formed key.
+    With `late_refusals` a WebSocket without a good credential is opened and told so, instead of refused with 401 or 403.
     Raises ValueError when speed is not positive.
     """
     if not speed > 0:
         raise ValueError(f"speed must be greater than 0, not {speed}")
-    return Emulator(new_world(public_url, speed, seed, api_keys, clock), faults, gzip=gzip)
+    return Emulator(new_world(public_url, speed, seed, api_keys, clock), faults, gzip=gzip, late_refusals=late_refusals)
 
 
 def _read(exchange: Exchange) -> Address | None:
@@ -169,14 +175,6 @@ def _read(exchange: Exchange) -> Address | None:
 def _is_storage(exchange: Exchange) -> bool:
     # The Vercel AI SDK's helper starts its uploads at fal.run instead of rest.fal.ai.
     return exchange.host in RUN_HOSTS and exchange.path.startswith("/storage/upload/")
-
-
-def _refusal(verdict: Verdict, without_key: str) -> Answer | None:
-    if verdict == "ok":
-        return None
-    if verdict == "forbidden":
-        return answers.detail(403, "Forbidden")
-    return answers.detail(401, without_key if verdict == "missing" else "invalid key credentials")
 
 
 async def _live(receive: Receive, send: Send) -> None:

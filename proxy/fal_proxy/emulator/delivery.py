@@ -15,6 +15,9 @@ _BODILESS = (204, 304)
 async def deliver(exchange: Exchange, answer: Answer, send: Send) -> None:
     """Send an answer; a streamed body is closed however this ends."""
     exchange.entry.status = answer.status
+    units = next((value for name, value in answer.headers if name == "x-fal-billable-units"), None)
+    if units is not None:
+        exchange.entry.bill(units)
     headers = list(answer.headers)
     bare = exchange.method == "HEAD" or answer.status in _BODILESS
     if isinstance(answer.body, bytes):

@@ -32,7 +32,7 @@ class BodyTooLargeError(Exception):
 
 
 class Exchange:
-    """One request; `path` is raw (percent escapes kept), without the /<host> prefix."""
+    """One request, or the handshake of a WebSocket; `path` is raw (percent escapes kept), without the /<host> prefix."""
 
     def __init__(self, scope: Scope, receive: Receive) -> None:
         self._receive = receive
@@ -44,7 +44,7 @@ class Exchange:
         host, _, rest = path.removeprefix("/").partition("/")
         self.host = host.lower()
         self.path = "/" + rest
-        self.method: str = scope["method"]
+        self.method: str = scope.get("method", "GET")  # a WebSocket begins as a GET
         self.query: dict[str, str] = dict(parse_qsl(query, keep_blank_values=True))
         headers: list[tuple[bytes, bytes]] = list(scope["headers"])
         self.headers: dict[str, str] = {}

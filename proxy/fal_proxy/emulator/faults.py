@@ -1,7 +1,8 @@
 """Faults on purpose: the grammar of --faults, and which of them strike a given request.
 
 GLOB:KIND[=ARG][@P], separated by ';'. GLOB is matched against the endpoint id and against host/path. Every matching
-fault is drawn with probability P (1 when absent); delays add up, of the others the first drawn wins.
+fault is drawn with probability P (1 when absent); delays add up, of the others the first drawn wins. Kinds that only
+a WebSocket can suffer never strike a request, and the reverse.
 """
 
 import re
@@ -12,15 +13,33 @@ from typing import Literal, get_args
 
 from .addresses import glob
 
-FaultKind = Literal["status", "delay", "reset", "stall", "truncate", "nginx502", "gzip"]
+FaultKind = Literal[
+    "status", "delay", "reset", "stall", "truncate", "nginx502", "gzip", "drop", "garbage", "oversized", "close"
+]
 
+_SOCKETS_ONLY = ("drop", "garbage", "oversized", "close")
+_REQUESTS_ONLY = ("gzip",)
+CLOSE_CODES = frozenset({*range(1000, 1004), *range(1007, 1015), *range(3000, 5000)})  # what may be sent
+
+_LARGEST_MESSAGE_BYTES = 1024**3
 _NAME = re.compile(r"[A-Za-z0-9._~%@+*/-]+")
-_DEFAULTS: dict[str, float] = {"status": 503, "delay": 1.0, "stall": 0}
+_DEFAULTS: dict[str, float] = {
+    "status": 503,
+    "delay": 1.0,
+    "stall": 0,
+    "drop": 0,
+    "garbage": 0,
+    "oversized": 16 * 1024 * 1024 + 1,
+    "close": 1013,
+}
 
 
 @dataclass(frozen=True)
 class Fault:
-    """One fault; `argument` is a status, seconds or body bytes, None where the kind has a choice of its own."""
+    """One fault; `argument` is a status, a close code, seconds, body bytes, or messages already sent on a WebSocket.
+
+    None where the kind has a choice of its own.
+    """
 
     glob: str
     kind: FaultKind
@@ -47,12 +66,17 @@ def parse_faults(text: str) -> tuple[Fault, ...]:
     return tuple(_parse(part.strip()) for part in text.split(";") if part.strip())
 
 
-def draw(faults: Sequence[Fault], names: Iterable[str], rng: Random) -> Strike:
-    """Draw the faults that strike a request known by those names."""
+def draw(faults: Sequence[Fault], names: Iterable[str], rng: Random, *, socket: bool = False) -> Strike:
+    """Draw the faults that strike a request, or a WebSocket, known by those names."""
     delay, chosen, gzip = 0.0, None, False
     names = tuple(names)
+    foreign = _REQUESTS_ONLY if socket else _SOCKETS_ONLY
     for fault in faults:
-        if not fault.matches(names) or (fault.probability < 1 and rng.random() >= fault.probability):
+        if (
+            fault.kind in foreign
+            or not fault.matches(names)
+            or (fault.probability < 1 and rng.random() >= fault.probability)
+        ):
             continue
         if fault.kind == "delay":
             delay += fault.argument or 0.0
@@ -87,6 +111,10 @@ def _argument(part: str, kind: str, text: str) -> float:
         return float(text)
     if not re.fullmatch(r"\d{1,15}", text):
         raise ValueError(f"fault {part!r}: {kind} wants a whole number, not {text!r}")
+    if kind == "close" and int(text) not in CLOSE_CODES:
+        raise ValueError(f"fault {part!r}: close wants a code that a peer may send, such as 1013 or 4000, not {text}")
+    if kind == "oversized" and not 1 <= int(text) <= _LARGEST_MESSAGE_BYTES:
+        raise ValueError(f"fault {part!r}: oversized wants from 1 to {_LARGEST_MESSAGE_BYTES} bytes, not {text}")
     if kind == "status" and not 400 <= int(text) <= 599:
         raise ValueError(f"fault {part!r}: status wants a number from 400 to 599, not {text}")
     return int(text)

@@ -10,7 +10,7 @@ from collections.abc import AsyncGenerator
 from . import answers
 from .addresses import Address, path_of
 from .answers import Answer, Headers
-from .exchange import Exchange
+from .exchange import Exchange, Json
 from .jobs import START_TIMEOUT
 from .models import Call, Failure, InvalidInputError, Plan, find_model
 from .models.developer import echo
@@ -63,13 +63,17 @@ def make_plan(world: World, exchange: Exchange, endpoint: str, body: bytes) -> P
         place = error.pos if isinstance(error, json.JSONDecodeError) else 0
         why = error.msg if isinstance(error, json.JSONDecodeError) else "Invalid text"
         return _refusal([problem(("body", place), "JSON decode error", "json_invalid", {}, {"error": why})])
-    shown = {name: value for name, value in exchange.headers.items() if name not in _HIDDEN_HEADERS}
-    query = {name: value for name, value in exchange.query.items() if name != "fal_jwt_token"}
-    call = Call(endpoint, exchange.method, query, shown, given, world.rng, world.files)
     try:
-        return find_model(endpoint)(call)
+        return ask_model(world, exchange, endpoint, given)
     except InvalidInputError as refused:
         return _refusal(refused.problems)
+
+
+def ask_model(world: World, exchange: Exchange, endpoint: str, given: Json) -> Plan:
+    """Ask the model what it will do with a decoded input; raises InvalidInputError."""
+    shown = {name: value for name, value in exchange.headers.items() if name not in _HIDDEN_HEADERS}
+    query = {name: value for name, value in exchange.query.items() if name != "fal_jwt_token"}
+    return find_model(endpoint)(Call(endpoint, exchange.method, query, shown, given, world.rng, world.files))
 
 
 def runner_headers(world: World, request_id: str) -> Headers:

@@ -6,14 +6,44 @@ Bounded in entries and in bytes per entry. Knows no fal.
 import asyncio
 from collections import deque
 from dataclasses import dataclass, field
+from decimal import Decimal
 
 KEPT_BODY_BYTES = 64 * 1024
 KEPT_ENTRIES = 1000
 
 
 @dataclass
+class Session:
+    """What went over one WebSocket that was opened; times are the emulator's clock."""
+
+    opened_at: float
+    closed_at: float | None = None
+    received: int = 0  # messages
+    received_bytes: int = 0
+    sent: int = 0
+    sent_bytes: int = 0
+    inbound: list[str | bytes] = field(default_factory=list)  # while they fit KEPT_BODY_BYTES
+    close_code: int | None = None  # the first close frame's, 1005 if it held none, 1006 without one
+    close_reason: str = ""
+    closed_by_client: bool = False
+
+    def record(self, message: str | bytes) -> None:
+        """Count a message of the client's and keep it if it fits."""
+        size = message_bytes(message)
+        self.received += 1
+        self.received_bytes += size
+        if self.received_bytes <= KEPT_BODY_BYTES:
+            self.inbound.append(message)
+
+    def count(self, message: str | bytes) -> None:
+        """Count a message to the client."""
+        self.sent += 1
+        self.sent_bytes += message_bytes(message)
+
+
+@dataclass
 class Entry:
-    """One request as received; `done` is set when the exchange is over, however it ended."""
+    """One request, or handshake, as received; `done` is set when the exchange is over, however it ended."""
 
     method: str
     host: str
@@ -25,6 +55,8 @@ class Entry:
     status: int | None = None  # of the answer, None while there is none
     answer_complete: bool = False
     disconnected: bool = False  # the client went away before the answer ended
+    units: str | None = None  # what fal bills: as x-fal-billable-units has it, of a realtime session its seconds
+    session: Session | None = None  # of a WebSocket
     notes: list[str] = field(default_factory=list)
     done: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -33,11 +65,20 @@ class Entry:
         wanted = name.lower().encode()
         return next((value.decode("latin-1") for key, value in self.headers if key == wanted), None)
 
+    def bill(self, units: Decimal | str) -> None:
+        """Add to what fal bills."""
+        self.units = f"{Decimal(self.units or 0) + Decimal(units):f}"
+
     def record(self, chunk: bytes) -> None:
         """Count one piece of the body and keep what fits."""
         self.body_bytes += len(chunk)
         if len(self.body) < KEPT_BODY_BYTES:
             self.body += chunk[: KEPT_BODY_BYTES - len(self.body)]
+
+
+def message_bytes(message: str | bytes) -> int:
+    """Return the size of a message on the wire."""
+    return len(message) if isinstance(message, bytes) else len(message.encode())
 
 
 Journal = deque[Entry]

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from decimal import ROUND_CEILING, Decimal
 from random import Random
 from uuid import UUID
 
@@ -9,6 +10,8 @@ from .access import Access
 from .files import Files
 from .jobs import Jobs
 from .pictures import Gallery
+
+_MICROSECOND = Decimal("0.000001")
 
 
 @dataclass
@@ -21,6 +24,11 @@ class World:
     access: Access
     files: Files
     jobs: Jobs
+
+    def seconds_since(self, moment: float) -> Decimal:
+        """Return the seconds that have passed on the clock, exact to the microsecond and never less than passed."""
+        passed = max(0.0, self.clock() - moment)
+        return Decimal(passed).quantize(_MICROSECOND, ROUND_CEILING)
 
     def new_id(self) -> str:
         """Make a request id, a version 4 UUID."""

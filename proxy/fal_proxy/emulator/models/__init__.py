@@ -2,6 +2,7 @@
 
 from ..addresses import glob
 from .developer import echo, fail, large, slow, split
+from .drawing import lcm
 from .images import FAST_SDXL, FLUX_DEV, FLUX_IMAGE_TO_IMAGE, FLUX_SCHNELL
 from .plan import Call, Event, Failure, Model, Plan
 from .schema import InvalidInputError
@@ -16,6 +17,7 @@ _TABLE: tuple[tuple[str, Model], ...] = (
     ("fal-ai/flux/schnell", FLUX_SCHNELL),
     ("fal-ai/flux/dev/image-to-image", FLUX_IMAGE_TO_IMAGE),
     ("fal-ai/fast-sdxl", FAST_SDXL),
+    ("*/lcm-sd15-i2i", lcm),  # fal-ai, and in older clients 110602490
     ("fal-ai/kling-video/**", kling),
     ("fal-ai/whisper", whisper),
     ("fal-ai/any-llm", any_llm),

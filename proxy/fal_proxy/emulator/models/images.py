@@ -54,7 +54,7 @@ class ImageModel:
         given = validate(self._fields(), call.input)
         source = None
         if self.from_image:
-            found = _source(call, given["image_url"])
+            found = read_source(call, given["image_url"])
             if isinstance(found, Failure):
                 return Plan(run_seconds=0.2, output=_nothing, units="0", failure=found, events=())
             source, given["image_size"] = found
@@ -125,7 +125,7 @@ async def _nothing() -> Json:
 async def _image(call: Call, picture: Picture, *, inline: bool) -> Json:
     kind = f"image/{picture.format}"
     if inline:
-        url = _data_uri(kind, await call.files.gallery.show(picture))
+        url = data_uri(kind, await call.files.gallery.show(picture))
     else:
         name = f"{call.rng.getrandbits(96):024x}.{'jpg' if picture.format == 'jpeg' else 'png'}"
         url = call.files.publish(name, kind, picture)
@@ -138,15 +138,16 @@ async def _preview(call: Call, picture: Picture, share: float) -> Json:
     width, height = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
     finished = Image.open(BytesIO(await call.files.gallery.show(picture))).convert("RGB").resize((width, height))
     blurred = finished.filter(ImageFilter.GaussianBlur((1 - share) * 0.06 * _PARTIAL_SIDE))
-    url = _data_uri("image/jpeg", encode(blurred, "jpeg"))
+    url = data_uri("image/jpeg", encode(blurred, "jpeg"))
     return {"url": url, "width": width, "height": height, "content_type": "image/jpeg"}
 
 
-def _data_uri(kind: str, content: bytes) -> str:
+def data_uri(kind: str, content: bytes) -> str:
+    """Return content as a data URI."""
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
 
-def _source(call: Call, url: str) -> tuple[Picture | bytes | None, tuple[int, int]] | Failure:
+def read_source(call: Call, url: str) -> tuple[Picture | bytes | None, tuple[int, int]] | Failure:
     """Find the picture behind an input URL without ever asking the network: ours, a data URI, or else none."""
     if url.startswith("data:"):
         try:

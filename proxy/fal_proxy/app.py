@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping, MutableMapping
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from fal_proxy import check
 from fal_proxy.address_guard import AddressGuard
 from fal_proxy.admin import Admin
@@ -25,6 +27,7 @@ from fal_proxy.identity.header import TrustedHeader
 from fal_proxy.identity.jwt import JwtBearers
 from fal_proxy.identity.key import UserKeys
 from fal_proxy.identity.network import TrustedProxies
+from fal_proxy.lifecycle import Lifecycle, Stage
 from fal_proxy.policy.inputs import InputRules
 from fal_proxy.policy.origin import Site
 from fal_proxy.policy.plans import compile_plan
@@ -53,6 +56,7 @@ class App:
     def __init__(self, gateway: Gateway, admin: Admin) -> None:
         self.admin = admin
         self.metrics = gateway.telemetry.metrics
+        self.lifecycle = gateway.lifecycle
         self._gateway = gateway
         self._mount = gateway.mount
         self._settling: asyncio.Task[None] | None = None
@@ -86,6 +90,9 @@ class App:
         if below is not None and below[:1] in (b"", b"/"):
             try:
                 await self._gateway.handle(request, receive, send, own.get("on_departure"))
+            except asyncio.CancelledError:
+                if self.lifecycle.stage is not Stage.CUTTING:
+                    raise  # our own server cancels what its end cuts; nobody is left to be told
             except Reset:
                 reset = own.get("reset")
                 if reset is None:
@@ -111,12 +118,15 @@ class App:
             await reply.refuse(refusal)
 
     async def _answer_ready(self, reply: Reply) -> None:
+        reasons = []
+        if self.lifecycle.stage > Stage.SERVING:
+            reasons.append("the proxy is about to end")
         try:
             await self._gateway.gate.store.ping()
         except StoreUnavailable:
-            await reply.own(503, b'{"status":"not ready","reasons":["the store does not answer"]}')
-        else:
-            await reply.own(200, b'{"status":"ready","reasons":[]}')
+            reasons.append("the store does not answer")
+        status = {"status": "not ready" if reasons else "ready", "reasons": reasons}
+        await reply.own(503 if reasons else 200, msgspec.json.encode(status))
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
         while True:
@@ -197,6 +207,7 @@ def create_app(
             settler=Settler(store, engine, route, used, charge_for, [ACCEPT_PLAIN, CLIENT_PROXY]),
             guard=AddressGuard(),
             trusted_proxies=TrustedProxies(settings.server.trusted_proxies),
+            lifecycle=Lifecycle(),
         ),
         Admin(settings.admin.host, Secret(token) if token else None, telemetry.metrics),
     )

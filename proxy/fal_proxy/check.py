@@ -99,6 +99,9 @@ def _judge_values(report: Report) -> None:
         report.error("server.port", "must be 0 to 65535")
     if server.max_body_bytes < 1:
         report.error("server.max_body_bytes", "must be at least 1")
+    for name in ("drain_seconds", "drain_notice_seconds"):
+        if not 0 <= getattr(server, name) < float("inf"):
+            report.error(f"server.{name}", "must be a number of seconds, zero or more")
     for name in upstream.__struct_fields__:
         if not 0 < getattr(upstream, name) < float("inf"):
             report.error(f"upstream.{name}", "must be a positive number of seconds")

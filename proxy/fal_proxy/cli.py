@@ -24,7 +24,7 @@ from fal_proxy.app import App, create_app
 from fal_proxy.environment import Secret
 from fal_proxy.errors import Misconfigured
 from fal_proxy.identity import key as user_keys
-from fal_proxy.server import Listener, bind
+from fal_proxy.server import Drain, Listener, bind
 from fal_proxy.server import serve as run_server
 from fal_proxy.settings import (
     ENV_SECRET,
@@ -91,7 +91,7 @@ def serve(config: str | None, host: str | None, port: int | None, reuse_port: bo
     app = create_app(config=config)
     server = report.settings.server
     sock = bind(host or server.host, server.port if port is None else port, reuse_port=reuse_port)
-    listener = Listener(app, sock)
+    listener = Listener(app, sock, lifecycle=app.lifecycle)
     admin = _admin_listener(report.settings, app)
     lines = _access_lines()
 
@@ -101,7 +101,7 @@ def serve(config: str | None, host: str | None, port: int | None, reuse_port: bo
             click.echo(f"fal-proxy: metrics on {admin.url}/metrics", err=True)
         lines.start()
 
-    run_server(listener, announce, beside=admin)
+    run_server(listener, announce, beside=admin, drain=Drain(server.drain_seconds, server.drain_notice_seconds))
 
 
 @main.command()
@@ -122,7 +122,7 @@ def dev(port: int) -> None:
         )
         environ = {ENV_SECRET: secrets.token_hex(32), ENV_UPSTREAM: fal.url}
         app = create_app(settings, environ=environ, key=Secret(f"{uuid.uuid4()}:{secrets.token_hex(16)}"))
-        proxy = Listener(app, proxy_sock)
+        proxy = Listener(app, proxy_sock, lifecycle=app.lifecycle)
         lines = _access_lines()
 
         def announce() -> None:

@@ -28,6 +28,7 @@ from fal_proxy.exchange import Addressed, Caller, Ending, Exchange, Request, Tar
 from fal_proxy.headers import Headers
 from fal_proxy.identity import Identities
 from fal_proxy.identity.network import TrustedProxies
+from fal_proxy.lifecycle import Lifecycle, Stage
 from fal_proxy.policy.inputs import Input, InputRules, carries_input, decode_input, encode_input, judge_shape
 from fal_proxy.policy.origin import Site, judge_cross_site
 from fal_proxy.policy.plans import CompiledPlan, closed_plan, permit
@@ -69,6 +70,7 @@ class Gateway:
     settler: Settler
     guard: AddressGuard
     trusted_proxies: TrustedProxies
+    lifecycle: Lifecycle
 
     async def handle(
         self, request: Request, receive: Receive, send: Send, on_departure: OnDeparture | None = None
@@ -82,6 +84,8 @@ class Gateway:
         try:
             accepted = self.judge_host(request, reply)
             announced = announced_bytes(request)
+            if self.lifecycle.draining:
+                raise draining()
             if is_preflight(request):
                 exchange.preflight = True
                 await self._answer_preflight(request, accepted, reply)
@@ -118,6 +122,8 @@ class Gateway:
             await reply.refuse(refusal)
         except ClientGone:
             exchange.ending = Ending.CLIENT_GONE
+            if self.lifecycle.stage is Stage.CUTTING:
+                exchange.ending, exchange.reason = Ending.CUT, "the proxy ended"
         except (Reset, asyncio.CancelledError) as cut:
             exchange.ending, exchange.reason = Ending.CUT, str(cut)
             raise
@@ -251,6 +257,11 @@ class Reply:
         if self.cookie is not None:
             headers.append((b"set-cookie", self.cookie))
         await self.send({"type": "http.response.start", "status": status, "headers": headers})
+
+
+def draining() -> Refusal:
+    """Return the refusal of what comes while the process ends; another one may be serving already."""
+    return Refusal("draining", "this proxy is about to end; repeat the request", headers=((b"retry-after", b"1"),))
 
 
 def is_preflight(request: Request) -> bool:

@@ -104,6 +104,10 @@ class HttpProtocol(HttpToolsProtocol):
         self.transport.write(b"\r\n".join(lines))
         self.transport.close()
 
+    def cut(self) -> None:
+        """Break the connection off, so that its caller notices."""
+        self._reset()
+
     def _reset(self) -> None:
         sock = self.transport.get_extra_info("socket")
         if sock is not None:
@@ -118,6 +122,14 @@ class HttpProtocol(HttpToolsProtocol):
             if not cycle.response_complete:
                 cycle.disconnected = True
                 cycle.message_event.set()
+
+
+def cut(connection: asyncio.Protocol) -> None:
+    """Break off a connection of either kind."""
+    if isinstance(connection, HttpProtocol):
+        connection.cut()
+    else:
+        connection.transport.abort()  # type: ignore[attr-defined] # every protocol of uvicorn's has it
 
 
 class _Flow(FlowControl):

@@ -8,8 +8,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from types import FrameType
 from typing import Any
 
 import uvicorn
@@ -17,12 +19,26 @@ import uvloop
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from fal_proxy.errors import Misconfigured
-from fal_proxy.protocol import HttpProtocol
+from fal_proxy.lifecycle import Lifecycle, Stage
+from fal_proxy.protocol import HttpProtocol, cut
+from fal_proxy.relay.http import DEPARTED_SECONDS
 
 KEEP_ALIVE_SECONDS = 75
-DRAIN_SECONDS = 30
 BACKLOG = 2048
+SETTLING_SECONDS = 1.0  # for what is cut or cancelled to settle
+_LOOK_SECONDS = 0.02
 MESSAGE_BYTES = 16 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Drain:
+    """How long the end may take."""
+
+    seconds: float  # for what runs to end by itself
+    notice_seconds: float = 0  # before it: everything is served, and `/readyz` says no
+
+
+AT_ONCE = Drain(1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +50,7 @@ class Listener:
     protocol: type[HttpToolsProtocol] = HttpProtocol
     websockets: type[asyncio.Protocol] | None = None  # None: an Upgrade is refused
     max_message_bytes: int = MESSAGE_BYTES  # of one WebSocket message
+    lifecycle: Lifecycle = field(default_factory=Lifecycle)
 
     @property
     def url(self) -> str:
@@ -64,24 +81,33 @@ def bind(host: str, port: int, *, reuse_port: bool = False) -> socket.socket:
     return sock
 
 
-def serve(main: Listener, announce: Callable[[], None], *, beside: Listener | None = None) -> None:
-    """Serve until SIGTERM or SIGINT; `announce` is called once `main` accepts. `beside` lives as long as `main`."""
+def serve(
+    main: Listener,
+    announce: Callable[[], None],
+    *,
+    beside: Listener | None = None,
+    drain: Drain = AT_ONCE,
+) -> None:
+    """Serve until SIGTERM or SIGINT, then drain; a second signal ends at once.
+
+    `announce` is called once `main` accepts. `beside` lives as long as `main`.
+    """
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_serve(main, announce, beside))
+        runner.run(_serve(main, announce, beside, drain))
 
 
-async def _serve(main: Listener, announce: Callable[[], None], beside: Listener | None) -> None:
+async def _serve(main: Listener, announce: Callable[[], None], beside: Listener | None, drain: Drain) -> None:
     async with contextlib.AsyncExitStack() as stack:
         if beside is not None:
             await stack.enter_async_context(serving(beside))
-        await _Server(main, announce, DRAIN_SECONDS, owns_signals=True).serve(sockets=[main.sock])
+        await _Server(main, announce, drain, owns_signals=True).serve(sockets=[main.sock])
 
 
 @contextlib.asynccontextmanager
-async def serving(listener: Listener, drain_seconds: int = 1) -> AsyncIterator[str]:
+async def serving(listener: Listener, drain: Drain = AT_ONCE) -> AsyncIterator[str]:
     """Serve inside a running loop, without touching signals; yields the URL once requests are accepted."""
     ready = asyncio.Event()
-    server = _Server(listener, ready.set, drain_seconds, owns_signals=False)
+    server = _Server(listener, ready.set, drain, owns_signals=False)
     task = asyncio.create_task(server.serve(sockets=[listener.sock]))
     waiter = asyncio.create_task(ready.wait())
     await asyncio.wait([task, waiter], return_when=asyncio.FIRST_COMPLETED)
@@ -94,9 +120,7 @@ async def serving(listener: Listener, drain_seconds: int = 1) -> AsyncIterator[s
 
 
 class _Server(uvicorn.Server):
-    def __init__(
-        self, listener: Listener, announce: Callable[[], None], drain_seconds: int, *, owns_signals: bool
-    ) -> None:
+    def __init__(self, listener: Listener, announce: Callable[[], None], drain: Drain, *, owns_signals: bool) -> None:
         super().__init__(
             uvicorn.Config(
                 listener.app,
@@ -112,16 +136,54 @@ class _Server(uvicorn.Server):
                 proxy_headers=False,
                 workers=1,  # WEB_CONCURRENCY means nothing here: more processes share Redis and a port
                 timeout_keep_alive=KEEP_ALIVE_SECONDS,
-                timeout_graceful_shutdown=drain_seconds,
             )
         )
         self._announce = announce
+        self._drain = drain
+        self._lifecycle = listener.lifecycle
         self._owns_signals = owns_signals
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         if self.started:
             self._announce()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Go through the stages of the end; the app's own end, which flushes what it knows, is the last."""
+        state = self.server_state
+        self._lifecycle.reach(Stage.LEAVING)
+        await self._until(lambda: False, self._drain.notice_seconds)
+        for server in self.servers:
+            server.close()
+        for sock in sockets or []:
+            sock.close()
+        self._lifecycle.reach(Stage.DRAINING)
+        for connection in list(state.connections):
+            connection.shutdown()
+        await self._until(lambda: not state.connections and not state.tasks, self._drain.seconds)
+        self._lifecycle.reach(Stage.CUTTING)
+        for connection in list(state.connections):
+            cut(connection)
+        # A submit that was sent is read to its end; the others only settle.
+        await self._until(lambda: not state.tasks, SETTLING_SECONDS, forced=True)
+        await self._until(lambda: not state.tasks, DEPARTED_SECONDS)
+        for task in state.tasks:
+            task.cancel()
+        await self._until(lambda: not state.tasks, SETTLING_SECONDS, forced=True)
+        await self.lifespan.shutdown()
+
+    async def _until(self, over: Callable[[], bool], seconds: float, *, forced: bool = False) -> None:
+        """Wait, but no longer than this, nor beyond a second signal."""
+        ends = time.monotonic() + seconds
+        # uvicorn's sets of connections and tasks tell nobody when they are empty.
+        while not over() and time.monotonic() < ends and (forced or not self.force_exit):  # noqa: ASYNC110
+            await asyncio.sleep(_LOOK_SECONDS)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Begin the end; a second signal of either kind hastens it."""
+        self._captured_signals.append(sig)
+        self.force_exit = self.should_exit
+        self.should_exit = True
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:

@@ -55,6 +55,10 @@ class Server(_Section, frozen=True):
     hosts: Annotated[tuple[str, ...], says("accepted Host names; empty with `public_url`: its host; `*`: any")] = ()
     trusted_proxies: Annotated[tuple[str, ...], says("addresses or networks whose `X-Forwarded-For` is believed")] = ()
     max_body_bytes: Annotated[int, says("largest JSON body")] = 10 * MIB
+    drain_seconds: Annotated[float, says("at the end, for streams to end by themselves")] = 30
+    drain_notice_seconds: Annotated[
+        float, says("before it: all is served, and `/readyz` says that the end is near")
+    ] = 0
 
 
 class Upstream(_Section, frozen=True):

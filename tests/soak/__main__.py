@@ -90,9 +90,11 @@ def _tell(load: str, empty: Sight, looks: Looks) -> bool:
     growth = 100 * (last - first) / first
     each = (first - empty.resident_kib) / tally.open
     heard = (tally.events - looks[0][2].events) / seconds
+    delays = sorted(tally.slowest_ms for _, _, tally in looks)
     sockets = sorted({sight.sockets for _, sight, _ in looks})
     print(f"{load}: {tally.open} streams for {seconds / 60:.1f} minutes, {tally.opened} opened in all")
     print(f"  events: {tally.events} ({heard:.0f} a second), streams cut or with a gap: {tally.faults}")
+    print(f"  slowest event of a second: {median(delays):.0f} ms (median), {delays[-1]:.0f} ms (worst)")
     print(f"  resident memory: {empty.resident_kib / 1024:.1f} MiB empty; {each:.1f} KiB a stream")
     print(f"  first {window:.0f} s: {first / 1024:.1f} MiB, last {window:.0f} s: {last / 1024:.1f} MiB: {growth:+.2f} %")
     print(f"  sockets: {sockets[0]} to {sockets[-1]}; tasks: {looks[0][1].tasks} first, {looks[-1][1].tasks} last")

@@ -10,8 +10,10 @@ import asyncio
 import json
 import socket
 import sys
+import time
 from typing import NamedTuple, cast
 
+import httptools
 import uvloop
 
 from support.observed import raise_descriptor_limit, target
@@ -29,6 +31,7 @@ class Tally(NamedTuple):
     opened: int
     events: int
     faults: int
+    slowest_ms: float  # from upstream to a caller, of the last second
 
 
 class Speaker(asyncio.Protocol):
@@ -54,7 +57,7 @@ class Speaker(asyncio.Protocol):
             self._timer.cancel()
 
     def _speak(self) -> None:
-        event = b"data: %d\n\n" % self._number
+        event = b"data: %d %d\n\n" % (self._number, time.monotonic_ns())  # one clock for all processes
         self._number += 1
         self._transport.write(b"%x\r\n%b\r\n" % (len(event), event))
         self._timer = asyncio.get_running_loop().call_later(EVENT_SECONDS, self._speak)
@@ -67,7 +70,8 @@ class Hearer(asyncio.Protocol):
         self._callers = callers
         self._buffer = b""
         self._expected = 0
-        self._headed = False
+        self._parser = httptools.HttpResponseParser(self)
+        self._harmed = False
         self.leaving = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -77,21 +81,29 @@ class Hearer(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Count events."""
-        self._buffer += data
-        if not self._headed:
-            head, found, rest = self._buffer.partition(b"\r\n\r\n")
-            if not found:
-                return
-            self._headed, self._buffer = True, rest
-            if b" 200 " not in head.split(b"\r\n")[0]:
-                self._callers.fault(f"answered {head[:200]!r}")
-        *whole, self._buffer = self._buffer.split(b"\n\n\r\n")
-        for chunk in whole:
-            number = chunk.rpartition(b"data: ")[2]
-            if number != b"%d" % self._expected:
-                self._callers.fault(f"event {number!r} in place of {self._expected}")
-            self._expected += 1
-        self._callers.events += len(whole)
+        self._parser.feed_data(data)
+
+    def on_headers_complete(self) -> None:
+        """Judge the head (httptools' callback)."""
+        if self._parser.get_status_code() != 200:
+            self._fault(f"answered {self._parser.get_status_code()}")
+
+    def on_body(self, data: bytes) -> None:
+        """Take body bytes, whatever the chunks are (httptools' callback)."""
+        *events, self._buffer = (self._buffer + data).split(b"\n\n")
+        now = time.monotonic_ns()
+        for event in events:
+            number, sent = map(int, event.removeprefix(b"data: ").split(b" "))
+            if number != self._expected:
+                self._fault(f"event {number} in place of {self._expected}")
+            self._expected = number + 1
+            self._callers.slowest_ns = max(self._callers.slowest_ns, now - sent)
+        self._callers.events += len(events)
+
+    def _fault(self, text: str) -> None:
+        if not self._harmed:
+            self._harmed = True
+            self._callers.fault(text)
 
     def leave(self) -> None:
         """Hang up."""
@@ -112,6 +124,7 @@ class Callers:
         self.opened = 0
         self.events = 0
         self.faults = 0
+        self.slowest_ns = 0
 
     async def keep(self, count: int, churn: int) -> None:
         """Open `count` streams, then replace the `churn` oldest every second; report every second."""
@@ -123,7 +136,8 @@ class Callers:
                     del self._open[hearer]
             for _ in range(min(OPENED_A_SECOND, count - len(self._open))):
                 await self._dial()
-            sys.stdout.write(json.dumps(Tally(len(self._open), self.opened, self.events, self.faults)) + "\n")
+            slowest, self.slowest_ns = self.slowest_ns / 1e6, 0
+            sys.stdout.write(json.dumps(Tally(len(self._open), self.opened, self.events, self.faults, slowest)) + "\n")
             sys.stdout.flush()
             await asyncio.sleep(max(0.0, began + 1 - asyncio.get_running_loop().time()))
 

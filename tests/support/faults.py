@@ -139,20 +139,19 @@ class Faulty:
             peer.reset()
             return
         while True:
-            fault, wire = await self._hear(peer)
+            head = await peer.read_head()
+            fault = self._choose(head)
+            wire = await self._source(head, b"" if fault.early else await read_body(peer, head))
             sent = fault.cut(wire)
             await (peer.drip(sent) if fault.drip else peer.send(sent))
-            if fault.end == "stall" or fault.early:
+            if fault.early:
+                await read_body(peer, head)
+            if fault.end == "stall":
                 await peer.wait_gone()
                 return
             if fault.end != "none":
                 peer.reset() if fault.end == "reset" else peer.close()
                 return
-
-    async def _hear(self, peer: Peer) -> tuple[Fault, bytes]:
-        head = await peer.read_head()
-        fault = self._choose(head)
-        return fault, await self._source(head, b"" if fault.early else await read_body(peer, head))
 
 
 def through(port: int) -> Source:

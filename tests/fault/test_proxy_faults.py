@@ -25,11 +25,11 @@ from support.faults import (
     GARBAGE,
     REDIRECT,
     STATUS_600,
-    Answered,
     Fault,
     Faulty,
     Foretold,
     call,
+    charged,
     dissect,
     foretell,
     judge,
@@ -167,16 +167,6 @@ async def rig(serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         yield made[0]
 
 
-def charged(kind: str, wire: Answered | None, expected: Foretold) -> int:
-    """Say what CONTRACT §4 charges for a run or a stream that was sent, in micro-dollars."""
-    billed = wire.fields.get(b"x-fal-billable-units") if wire is not None and expected.head else None
-    if billed is not None:
-        return int(billed) * PRICE
-    if expected.whole and expected.status >= 400 and expected.status != 499:
-        return 0
-    return PRICE
-
-
 async def _each(rig: Rig, kind: str, faults: list[Fault]) -> None:
     """Ask once for each fault; after each, nothing is held and the money is as the table says."""
     spent, reserved = await rig.money()
@@ -187,7 +177,8 @@ async def _each(rig: Rig, kind: str, faults: list[Fault]) -> None:
         expected = await rig.ask(kind, fault)
         await rig.quiet()
         if kind in ("run", "stream"):
-            spent += charged(kind, dissect(fault.cut(wire)) if fault.instead != GARBAGE else None, expected)
+            sent = None if fault.instead == GARBAGE else dissect(fault.cut(wire))
+            spent += charged(sent, head=expected.head, whole=expected.whole, price=PRICE)
         elif kind == "submit" and expected.error_type is not None:
             spent += PRICE  # an outcome that nobody knows
         elif kind == "result" and expected.head and expected.status < 300 and job_open:

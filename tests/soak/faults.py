@@ -36,7 +36,7 @@ from support.faults import (
     judge,
 )
 from support.limited import COMPLETED, IN_QUEUE, NAMED, cancel, events, result, said, status, status_stream, units
-from support.observed import Observed, Sight, observed, target
+from support.observed import Sight, observed, target
 from support.peers import Upstream
 from support.raw import request
 from support.scripts import ok
@@ -122,7 +122,9 @@ class Storm:
             await self._ask("run", RUN, ok(b'{"images": []}', *bill))
         else:
             wire = events(b"1", b"\xe2\x82\xac", b"3")
-            await self._ask("stream", STREAM, wire.replace(b"\r\n\r\n", b"\r\n" + b"".join(bill) + b"\r\n\r\n", 1) if bill else wire)
+            await self._ask(
+                "stream", STREAM, wire.replace(b"\r\n\r\n", b"\r\n" + b"".join(bill) + b"\r\n\r\n", 1) if bill else wire
+            )
 
     def _bill(self) -> list[bytes]:
         return self.random.choice([[], [units("0")], [units("2")], [units("3.5")]])
@@ -262,7 +264,10 @@ class Report(NamedTuple):
         assert after.sockets - after.idle == before.sockets - before.idle, (before, after)
         assert self.me["concurrent"]["in_use"] == 0, self.me
         budget = self.me["budget"]
-        assert (budget["spent_microusd"], budget["reserved_microusd"]) == (self.storm.spent, 0), (budget, self.storm.spent)
+        assert (budget["spent_microusd"], budget["reserved_microusd"]) == (self.storm.spent, 0), (
+            budget,
+            self.storm.spent,
+        )
 
 
 async def storm(count: int, seed: int, folder: Path) -> Report:
@@ -281,19 +286,13 @@ async def storm(count: int, seed: int, folder: Path) -> Report:
             world.port = proxy.port
             before = await proxy.look()
             await world.rage(count)
-            after = await _settled(proxy, before)
-            me = msgspec.json.decode((await call(proxy.port, request("GET", target("/me"), [("Connection", "close")]))).answer.body)
+            after = await proxy.calm(before)
+            me = msgspec.json.decode(
+                (await call(proxy.port, request("GET", target("/me"), [("Connection", "close")]))).answer.body
+            )
     finally:
         await upstream.close()
     return Report(world, before, after, me, time.monotonic() - started)
-
-
-async def _settled(proxy: Observed, before: Sight) -> Sight:
-    """Look until what the last caller left behind is gone too."""
-    deadline = time.monotonic() + 10
-    while (sight := await proxy.calm()).tasks != before.tasks and time.monotonic() < deadline:
-        await asyncio.sleep(0.05)
-    return sight
 
 
 def main() -> None:
@@ -303,11 +302,15 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         report = asyncio.run(storm(count, seed, Path(folder)))
     world, after = report.storm, report.after
-    print(f"{sum(world.tally.values())} events in {report.seconds:.0f} s, seed {seed}: {dict(world.tally.most_common())}")
+    print(
+        f"{sum(world.tally.values())} events in {report.seconds:.0f} s, seed {seed}: {dict(world.tally.most_common())}"
+    )
     print(f"requests: {len(world.faults)}, of which fal saw {len(world.seen)}; jobs: {len(world.jobs)}")
     print(f"before {report.before}\nafter  {after}")
-    print(f"spent {report.me['budget']['spent_microusd']} micro-dollars, by fal's books {world.spent}; "
-          f"reserved {report.me['budget']['reserved_microusd']}; slots {report.me['concurrent']['in_use']}")
+    print(
+        f"spent {report.me['budget']['spent_microusd']} micro-dollars, by fal's books {world.spent}; "
+        f"reserved {report.me['budget']['reserved_microusd']}; slots {report.me['concurrent']['in_use']}"
+    )
     report.judge()
     print("passed")
 

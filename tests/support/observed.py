@@ -78,12 +78,15 @@ class Observed:
         async with asyncio.timeout(ANSWER_SECONDS):
             return msgspec.json.decode(await self.process.stdout.readline(), type=Sight)
 
-    async def calm(self, seconds: float = ANSWER_SECONDS) -> Sight:
-        """Look until nothing is in progress any more, and return that; after `seconds` whatever there is."""
+    async def calm(self, before: Sight, seconds: float = ANSWER_SECONDS) -> Sight:
+        """Look until all that callers left behind is gone, and return that; after `seconds` whatever there is.
+
+        `before` is what the proxy held before anybody came.
+        """
         deadline = asyncio.get_running_loop().time() + seconds
         while True:
             sight = await self.look()
-            busy = sight.in_progress or sight.open_calls or sight.reservations
+            busy = sight.in_progress or sight.open_calls or sight.reservations or sight.tasks > before.tasks
             if not busy or asyncio.get_running_loop().time() > deadline:
                 return sight
             await asyncio.sleep(0.05)
@@ -102,9 +105,7 @@ async def observed(
     """Run a proxy that reaches every host on a port of loopback, with one anonymous network as its only caller."""
     config = folder / "fal-proxy.toml"
     config.write_text(
-        CONFIG.format(
-            connect_seconds=connect_seconds, head_seconds=head_seconds, body_idle_seconds=body_idle_seconds
-        )
+        CONFIG.format(connect_seconds=connect_seconds, head_seconds=head_seconds, body_idle_seconds=body_idle_seconds)
     )
     environ = clean_environment(
         PYTHONPATH=os.pathsep.join(sys.path),
@@ -151,7 +152,7 @@ def raise_descriptor_limit() -> int:
 def _see(app: App) -> Sight:
     gc.collect()
     gateway = app._gateway
-    links = [_link(number) for number in os.listdir("/proc/self/fd")]
+    links = [_link(entry) for entry in Path("/proc/self/fd").iterdir()]
     resident = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmRSS:"))
     return Sight(
         tasks=len(asyncio.all_tasks()),
@@ -165,10 +166,10 @@ def _see(app: App) -> Sight:
     )
 
 
-def _link(number: str) -> str:
+def _link(entry: Path) -> str:
     try:
-        return os.readlink(f"/proc/self/fd/{number}")
-    except OSError:
+        return str(entry.readlink())
+    except OSError:  # the folder's own, which is closed by now
         return ""
 
 

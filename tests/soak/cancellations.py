@@ -26,7 +26,7 @@ from support.observed import Sight, observed, raise_descriptor_limit, target
 from support.raw import request
 from support.scripts import ok
 
-AT_ONCE = 48
+AT_ONCE = 12
 LONGEST_SECONDS = 0.02  # until a caller leaves
 WHOLE_SHARE = 0.9  # of the callers send all of their request
 PATIENT_SHARE = 0.6  # of these leave only when upstream has it

@@ -1,170 +1,19 @@
-"""Every way in which upstream can break, through the whole live proxy, for every kind: what the caller sees, that the
-next caller is served, that nothing is held any more, and whose money it was.
+"""Every way in which upstream's answer can break, through the whole live proxy, for every kind: what the caller sees,
+that the next caller is served, that nothing is held any more, and whose money it was.
 """
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import gzip
-from collections.abc import AsyncIterator, Awaitable, Callable
-from pathlib import Path
-from typing import Any
 
-import msgspec
 import pytest
 
-from fal_proxy.relay import http as relay_http
-from fal_proxy.settings import Upstream as UpstreamSettings
-from fal_proxy.upstream.connection import Connection
-from fal_proxy.upstream.dial import Dialer, Origin
-from fal_proxy.upstream.pool import Pool
-from support.certificates import server_context
-from support.faults import (
-    CLEAN,
-    GARBAGE,
-    REDIRECT,
-    STATUS_600,
-    Fault,
-    Faulty,
-    Foretold,
-    call,
-    charged,
-    dissect,
-    foretell,
-    judge,
-)
-from support.limited import RUN, STREAM, SUBMIT, Limited, events, kind_of, limited, limits, result, said, units, wide
-from support.limited import cancel as cancel_of
-from support.limited import status as status_of
-from support.limited import status_stream as status_stream_of
-from support.peers import PATIENCE, Peer, Serve, Upstream, turns
-from support.proxied import MOUNT
-from support.raw import request
+from support.faults import GARBAGE, REDIRECT, STATUS_600, Fault, charged, dissect
+from support.limited import said, units
+from support.rigged import EVENTS, KINDS, NAMED, PRICE, WIRES, Rig, chunked, rigged, unframed
 from support.scripts import ok
 
-PRICE = 10_000  # micro-dollars a unit
-IMPATIENT = 0.15
-NAMED = b"x-fal-request-id: r"
-
-
-def chunked(data: bytes, kind: bytes = b"application/json", *lines: bytes) -> bytes:
-    """Return an answer in two chunks."""
-    half = len(data) // 2 or 1
-    head = [b"HTTP/1.1 200 OK", b"content-type: " + kind, b"transfer-encoding: chunked", *lines, b"", b""]
-    pieces = [piece for piece in (data[:half], data[half:]) if piece]
-    return b"\r\n".join(head) + b"".join(b"%x\r\n%b\r\n" % (len(p), p) for p in pieces) + b"0\r\n\r\n"
-
-
-def unframed(data: bytes, kind: bytes) -> bytes:
-    """Return an answer that ends with its connection."""
-    return b"HTTP/1.1 200 OK\r\ncontent-type: %b\r\n\r\n%b" % (kind, data)
-
-
-EVENTS = b"data: 1\n\ndata: \xe2\x82\xac\n\n"
-JOB = "job-1"
-SUBMITTED = msgspec.json.encode(
-    {"request_id": JOB, "response_url": f"https://queue.fal.run/fal-ai/flux/requests/{JOB}"}
-)
-WIRES = {
-    "run": ok(b'{"images": []}', units("2")),
-    "stream": chunked(EVENTS, b"text/event-stream", units("3")),
-    "submit": ok(SUBMITTED),
-    "status": said(202, b'{"status":"IN_QUEUE"}'),
-    "status_stream": events(b'{"status":"IN_QUEUE"}'),
-    "result": ok(b'{"images": []}', units("5"), NAMED),
-    "cancel": said(202, b'{"status":"CANCELLATION_REQUESTED"}'),
-}
-REQUESTS = {
-    "run": RUN,
-    "stream": STREAM,
-    "submit": SUBMIT,
-    "status": status_of(JOB),
-    "status_stream": status_stream_of(JOB),
-    "result": result(JOB),
-    "cancel": cancel_of(JOB),
-}
-KINDS = list(REQUESTS)
-
-
-class Rig:
-    """A live proxy that counts, behind it the fault proxy, behind that scripted answers."""
-
-    def __init__(self, proxy: Limited, upstream: Upstream) -> None:
-        self.limited = proxy
-        self.upstream = upstream
-        self.fault = CLEAN
-        self.wires = dict(WIRES)
-        self.heads: list[bytes] = []
-
-    @property
-    def app(self) -> Any:
-        return self.limited.proxy.app._gateway
-
-    async def ask(
-        self, kind: str, fault: Fault = CLEAN, *, version: str = "1.1", body: bytes = b"{}", unsent: int = 0
-    ) -> Foretold:
-        """Ask with a fault, judge what comes back, and return what the oracle said; the last bytes may stay unsent."""
-        self.fault = fault
-        expected = foretell(kind, self.wires[kind], fault)
-        data = self.raw(kind, version=version, body=body)
-        judge(await call(self.limited.proxy.port, data[: len(data) - unsent]), expected)
-        self.fault = CLEAN
-        return expected
-
-    def raw(self, kind: str, *, version: str = "1.1", body: bytes = b"{}") -> bytes:
-        """Return a request that asks for its connection to be closed."""
-        method, path = REQUESTS[kind]
-        fields = [*self.limited.ada, ("Connection", "close")]
-        data = request(method, MOUNT + path, fields, body if method == "POST" else None)
-        return data.replace(b"HTTP/1.1", b"HTTP/" + version.encode(), 1)
-
-    async def quiet(self) -> None:
-        """Wait until nothing is in progress, and see that nothing is held."""
-        async with asyncio.timeout(PATIENCE):
-            while self.app.telemetry.in_progress or self.app.engine.open_calls:
-                await turns(1)
-        assert not self.app.settler._open
-
-    async def money(self) -> tuple[int, int]:
-        return await self.limited.money(self.limited.ada)
-
-    async def fine(self) -> None:
-        """The next caller is served, on a reused connection too, and no slot is taken."""
-        await self.quiet()
-        for _ in range(2):
-            await self.ask("run")
-        await self.quiet()
-        assert self.app.engine.idle == 1
-        assert await self.limited.in_use(self.limited.ada) == await self.reserved() // PRICE
-
-    async def reserved(self) -> int:
-        return (await self.money())[1]
-
-
-MakeRig = Callable[[], Awaitable[Rig]]
-
-
-@pytest.fixture
-async def rig(serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Rig]:
-    """A proxy with short deadlines and a budget, which holds one job already."""
-    monkeypatch.setattr(relay_http, "RUN_HEAD_SECONDS", IMPATIENT)
-    made: list[Rig] = []
-
-    async def source(head: bytes, _: bytes) -> bytes:
-        method, path = (word.decode() for word in head.split(b" ")[:2])
-        made[0].heads.append(head)
-        return made[0].wires[kind_of(method, path)]
-
-    faulty = Faulty(source, lambda _: made[0].fault)
-    patience = UpstreamSettings(connect_seconds=1, head_seconds=IMPATIENT, body_idle_seconds=IMPATIENT)
-    settings = limits(tmp_path, wide(budget="10000.00/total"), prices={"default": 0.01}, upstream=patience)
-    async with contextlib.AsyncExitStack() as stack:
-        upstream = serve(faulty.script)
-        proxy = await stack.enter_async_context(limited(upstream, tmp_path, settings))
-        made.append(Rig(proxy, upstream))
-        await made[0].ask("submit")
-        yield made[0]
+rig = rigged
 
 
 async def _each(rig: Rig, kind: str, faults: list[Fault]) -> None:
@@ -249,62 +98,3 @@ async def test_an_answer_before_the_upload_ended_is_the_answer(kind: str, unsent
     assert expected.status == 413
     assert await rig.money() == (0, PRICE), "a whole refusal of fal's is released"
     await rig.fine()
-
-
-NO_CONNECTION = [
-    ("refused", 502, b"upstream_unreachable"),
-    ("no-such-name", 502, b"upstream_unreachable"),
-    ("black-hole", 504, b"upstream_timeout"),
-    ("bad-certificate", 502, b"upstream_unreachable"),
-]
-
-
-@pytest.mark.parametrize(("why", "status", "error_type"), NO_CONNECTION, ids=[row[0] for row in NO_CONNECTION])
-@pytest.mark.parametrize("kind", KINDS)
-async def test_a_connection_that_never_came_to_be_costs_nothing_and_is_told_as_repeatable(
-    kind: str, why: str, status: int, error_type: bytes, rig: Rig, serve: Serve, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    connect = Dialer.connect
-
-    async def silent(peer: Peer) -> None:
-        await peer.wait_gone()
-
-    async def elsewhere(self: Dialer, origin: Origin) -> Connection:
-        places = {
-            "refused": Origin("http", "127.0.0.1", 1, trusted=True),
-            "no-such-name": Origin("http", "no-such-name.invalid", 80, trusted=True),
-            # A handshake that is never answered takes the same budget as a SYN that is not.
-            "black-hole": Origin("https", "127.0.0.1", quiet.port, trusted=True),
-            "bad-certificate": Origin("https", "localhost", stranger.port, trusted=True),
-        }
-        return await connect(self, places[why])
-
-    quiet = serve(silent)
-    stranger = serve(silent, tls=server_context("localhost"))
-    rig.app.engine._pool.close()
-    monkeypatch.setattr(Dialer, "connect", elsewhere)
-    answer = (await call(rig.limited.proxy.port, rig.raw(kind))).answer
-    assert (answer.status, answer.fields[b"x-fal-error-type"]) == (status, error_type)
-    await rig.quiet()
-    assert await rig.money() == (0, PRICE), "only the job that was there before"
-    monkeypatch.setattr(Dialer, "connect", connect)
-    rig.app.engine._pool = Pool()
-    await rig.fine()
-
-
-async def test_the_next_request_after_a_refusal_finds_upstream_as_soon_as_it_is_back(rig: Rig) -> None:
-    rig.app.engine._pool.expire()
-    port = rig.upstream.port
-    await rig.upstream.close()
-    refused = (await call(rig.limited.proxy.port, rig.raw("run"))).answer
-    assert (refused.status, refused.fields[b"x-fal-error-type"]) == (502, b"upstream_unreachable")
-    server = await asyncio.start_server(_answer_like_fal, "127.0.0.1", port)
-    async with server:
-        assert (await call(rig.limited.proxy.port, rig.raw("run"))).answer.status == 200
-    assert await rig.money() == (2 * PRICE, PRICE)
-
-
-async def _answer_like_fal(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    await reader.readuntil(b"\r\n\r\n{}")
-    writer.write(WIRES["run"])
-    writer.close()

@@ -163,6 +163,8 @@ class Faulty:
             if fault.end == "stall":
                 await peer.wait_gone()
                 return
+            if fault.end == "reset":
+                await peer.delivered()
             if fault.end != "none":
                 peer.reset() if fault.end == "reset" else peer.close()
                 return

@@ -140,12 +140,11 @@ class Peer:
 
     async def delivered(self) -> None:
         """Return when the other side has everything: on a busy machine a reset may overtake what was sent before it."""
-        deadline = asyncio.get_running_loop().time() + PATIENCE
-        for _ in iter(lambda: asyncio.get_running_loop().time() < deadline, False):
-            if fcntl.ioctl(self._sock, termios.TIOCOUTQ, bytes(4)) == bytes(4):
-                return
-            await asyncio.sleep(0)
-        raise TimeoutError("the other side does not take what was sent")
+        async with asyncio.timeout(PATIENCE):
+            while True:
+                if fcntl.ioctl(self._sock, termios.TIOCOUTQ, bytes(4)) == bytes(4):
+                    return
+                await asyncio.sleep(0)
 
     def reset(self) -> None:
         """Send RST."""

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import socket
 import ssl
 import struct
+import termios
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import NamedTuple
 
@@ -135,6 +137,14 @@ class Peer:
     def half_close(self) -> None:
         """Send FIN, keep listening."""
         self._sock.shutdown(socket.SHUT_WR)
+
+    async def delivered(self) -> None:
+        """Return when the other side has everything: on a busy machine a reset may overtake what was sent before it."""
+        async with asyncio.timeout(PATIENCE):
+            while True:
+                if fcntl.ioctl(self._sock, termios.TIOCOUTQ, bytes(4)) == bytes(4):
+                    return
+                await asyncio.sleep(0)
 
     def reset(self) -> None:
         """Send RST."""

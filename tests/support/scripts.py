@@ -23,6 +23,11 @@ def answering(*answers: bytes) -> Callable[[Peer], Awaitable[None]]:
 async def read_request(peer: Peer) -> tuple[bytes, bytes]:
     """Read one request, framed by content-length or chunked; return its head and its body."""
     head = await peer.read_head()
+    return head, await read_body(peer, head)
+
+
+async def read_body(peer: Peer, head: bytes) -> bytes:
+    """Read the body that `head` announces."""
     fields = {line.partition(b":")[0]: line.partition(b":")[2].strip() for line in head.split(b"\r\n")[1:]}
     if fields.get(b"transfer-encoding") == b"chunked":
         body = b""
@@ -30,8 +35,8 @@ async def read_request(peer: Peer) -> tuple[bytes, bytes]:
             body += await peer.read(size)
             await peer.read(2)
         await peer.read(2)
-        return head, body
-    return head, await peer.read(int(fields.get(b"content-length", b"0")))
+        return body
+    return await peer.read(int(fields.get(b"content-length", b"0")))
 
 
 def ok(body: bytes = b"{}", *fields: bytes) -> bytes:

@@ -89,3 +89,15 @@ def test_readme_begins_with_what_it_is_the_http_and_the_one_line_of_browser_code
     first = "\n".join(README.read_text("utf-8").splitlines()[:30])
     for needed in ("x-fal-target-url", "Authorization: Key", "./run", "proxyUrl", "Not for you"):
         assert needed in first
+
+
+def test_every_promise_of_the_security_page_names_tests_that_exist() -> None:
+    promises = (ROOT / "SECURITY.md").read_text("utf-8").partition("## Promises")[2].partition("\n## ")[0]
+    have = {
+        name for path in (ROOT / "tests").rglob("test_*.py") for name in re.findall(r"def (test_\w+)\(", _text(path))
+    }
+    named = re.findall(r"`(test_\w+)`", promises)
+    assert [name for name in named if name not in have] == []
+    for promise in promises.strip().split("\n\n"):
+        assert promise.startswith("**"), promise
+        assert "`test_" in promise, promise

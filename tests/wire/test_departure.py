@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import time
 from collections.abc import Callable
 
@@ -10,6 +11,7 @@ import pytest
 
 from fal_proxy.relay import http as relay_http
 from fal_proxy.upstream.dial import Dialer, Origin
+from fal_proxy.upstream.engine import Call
 from support.peers import Peer, Serve
 from support.proxied import MOUNT, StartProxy
 from support.raw import RawClient, raw_client, request
@@ -158,6 +160,34 @@ async def test_submit_that_was_sent_is_read_to_its_end_for_nobody(serve: Serve, 
         await client.send(request("GET", MOUNT + STATUS[1], proxy.bearer))
         assert (await client.answer()).status == 200
     assert len(upstream.peers) == 1, "an answer that was read whole returns its connection"
+
+
+async def test_an_answer_that_came_for_nobody_is_not_kept_in_memory(serve: Serve, start: StartProxy) -> None:
+    arrived, may_answer = asyncio.Event(), asyncio.Event()
+
+    async def answer_late(peer: Peer) -> None:
+        await read_request(peer)
+        arrived.set()
+        await may_answer.wait()
+        await peer.send(ok(b'{"request_id": "abc"}'))
+        await peer.wait_gone()
+
+    proxy = await start(serve(answer_late))
+    async with raw_client(proxy.port) as client:
+        await client.send(request(SUBMIT[0], MOUNT + SUBMIT[1], proxy.bearer, b"{}"))
+        await arrived.wait()
+        client.reset()
+    async with raw_client(proxy.port) as client:
+        await _settle(client)
+        assert _calls() == 1
+        may_answer.set()
+        await _settle(client)
+        assert _calls() == 0, "not even by the timer that would have ended the waiting"
+
+
+def _calls() -> int:
+    gc.collect()
+    return sum(isinstance(held, Call) for held in gc.get_objects())
 
 
 @pytest.mark.parametrize("kind", [SUBMIT, INITIATE], ids=["submit", "initiate"])

@@ -153,6 +153,7 @@ class _Upload:
         self._exchange = exchange
         self._call: Call | None = None
         self._pump: asyncio.Task[None] | None = None
+        self._patience: asyncio.TimerHandle | None = None  # with an answer for nobody
 
     def start(self, call: Call, outgoing: Outgoing, first: bytes) -> None:
         """Write the request. Raises ClientGone, with nothing written, when nobody waits for the answer any more."""
@@ -179,6 +180,8 @@ class _Upload:
         self._inbound.close()
         if self._pump is not None:
             self._pump.cancel()
+        if self._patience is not None:
+            self._patience.cancel()  # a timer that nobody needs would keep call and answer in memory
         if self._call is not None:
             self._call.release()
 
@@ -187,7 +190,7 @@ class _Upload:
         if call is None:
             return
         if self._traits.survives_departure and call.request_done:
-            asyncio.get_running_loop().call_later(DEPARTED_SECONDS, call.abort, ClientGone())
+            self._patience = asyncio.get_running_loop().call_later(DEPARTED_SECONDS, call.abort, ClientGone())
         else:
             call.abort(ClientGone())
 

@@ -7,30 +7,35 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import socket
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import uvicorn
 import uvloop
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from fal_proxy.downstream.deadlines import KEEP_ALIVE_SECONDS, Sweep
+from fal_proxy.downstream.peers import Peers, raise_file_limit
 from fal_proxy.errors import Misconfigured
 from fal_proxy.protocol import HttpProtocol
 
-KEEP_ALIVE_SECONDS = 75
 DRAIN_SECONDS = 30
 BACKLOG = 2048
+ADMIN_CONNECTIONS = 64
 
 
 @dataclass(frozen=True, slots=True)
 class Listener:
-    """One socket and what is served on it."""
+    """One socket and what is served on it; of `trusted_proxies` any number of connections is taken."""
 
     app: Any
     sock: socket.socket
     protocol: type[HttpToolsProtocol] = HttpProtocol
+    trusted_proxies: Sequence[str] = ()
+    max_connections: int | None = None  # None: what files allow
 
     @property
     def url(self) -> str:
@@ -63,6 +68,7 @@ def bind(host: str, port: int, *, reuse_port: bool = False) -> socket.socket:
 
 def serve(main: Listener, announce: Callable[[], None], *, beside: Listener | None = None) -> None:
     """Serve until SIGTERM or SIGINT; `announce` is called once `main` accepts. `beside` lives as long as `main`."""
+    raise_file_limit()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(_serve(main, announce, beside))
 
@@ -97,7 +103,7 @@ class _Server(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 listener.app,
-                http=listener.protocol,
+                http=_protocol_of(listener),
                 ws="none",
                 lifespan="on",
                 access_log=False,
@@ -106,7 +112,7 @@ class _Server(uvicorn.Server):
                 date_header=False,
                 proxy_headers=False,
                 workers=1,  # WEB_CONCURRENCY means nothing here: more processes share Redis and a port
-                timeout_keep_alive=KEEP_ALIVE_SECONDS,
+                timeout_keep_alive=int(KEEP_ALIVE_SECONDS),
                 timeout_graceful_shutdown=drain_seconds,
             )
         )
@@ -127,3 +133,11 @@ class _Server(uvicorn.Server):
                 self._captured_signals.clear()
         else:
             yield
+
+
+def _protocol_of(listener: Listener) -> type[asyncio.Protocol]:
+    """Return what makes a connection of this listener's."""
+    if not issubclass(listener.protocol, HttpProtocol):
+        return listener.protocol
+    peers = Peers(listener.trusted_proxies, listener.max_connections)
+    return cast("type[asyncio.Protocol]", functools.partial(listener.protocol, peers=peers, sweep=Sweep()))

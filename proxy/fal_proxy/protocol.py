@@ -171,12 +171,7 @@ class HttpProtocol(HttpToolsProtocol):
         except httptools.HttpParserCallbackError as error:
             if not isinstance(error.__context__, _BehindChunkedBody):
                 raise
-            # The parser has gone beyond our cut: the answer to the first is the last on this connection.
-            self._refused = True
-            self.cycle.keep_alive = False
-            if self.cycle.response_complete:
-                self.transport.close()
-            return False
+            self._end_with_this_answer()
         except httptools.HttpParserError:
             self._refuse(NOT_HTTP)
         if self._fault is not None:
@@ -213,25 +208,15 @@ class HttpProtocol(HttpToolsProtocol):
         scope = self.scope
         scope["method"] = self.parser.get_method().decode("ascii")
         scope["http_version"] = version
-        url = httptools.parse_url(self.url)
-        scope["raw_path"] = url.path
-        path = url.path.decode("ascii")
+        raw_path, _, scope["query_string"] = self.url.partition(b"#")[0].partition(b"?")
+        path = raw_path.decode("latin-1")
         scope["path"] = urllib.parse.unquote(path) if "%" in path else path
-        scope["query_string"] = url.query or b""
+        scope["raw_path"] = raw_path
         extension = {"raw_target": self.url, "reset": self._reset, "on_departure": self._leaving.append}
         scope["extensions"] = {EXTENSION: cast("dict[object, object]", extension)}
+        keep_alive = version == "1.1" and self.parser.should_keep_alive()
         self.cycle = Cycle(
-            scope=scope,
-            transport=self.transport,
-            flow=self.flow,
-            logger=self.logger,
-            access_logger=self.access_logger,
-            access_log=False,
-            default_headers=self.server_state.default_headers,
-            message_event=asyncio.Event(),
-            expect_100_continue=self.expect_100_continue,
-            keep_alive=version != "1.0" and self.parser.should_keep_alive(),
-            on_response=self.on_response_complete,
+            scope, self.transport, self.flow, self.expect_100_continue, keep_alive, self.on_response_complete
         )
         self._start_asgi_task(self.cycle, self.app)
 
@@ -289,6 +274,13 @@ class HttpProtocol(HttpToolsProtocol):
             held = bytes(self._held)
             self._held.clear()
             self._read(held, behind=True)
+
+    def _end_with_this_answer(self) -> None:
+        """Look at nothing more: the parser has gone beyond our cut."""
+        self._refused = True
+        self.cycle.keep_alive = False
+        if self.cycle.response_complete:
+            self.transport.close()
 
     def _refuse(self, fault: Fault) -> None:
         """Say what is wrong, and end. An answer that has begun is cut: this one would be taken for its end."""

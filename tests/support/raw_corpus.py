@@ -42,6 +42,10 @@ class Row(NamedTuple):
         """Return the bytes with `credential`, a whole header line, in place of the session's."""
         return self.data.replace(SESSION_LINE, credential)
 
+    def steps_for(self, credential: bytes) -> list[Step]:
+        """Return the steps with `credential` in place of the session's."""
+        return [Step(step.data.replace(SESSION_LINE, credential), step.wait_seconds) for step in self.steps]
+
 
 def rows() -> list[Row]:
     """Return the whole corpus."""

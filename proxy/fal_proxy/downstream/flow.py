@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import select
 import socket
 import struct
@@ -13,12 +14,15 @@ from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 if TYPE_CHECKING:
-    from uvicorn._types import ASGISendEvent
+    from collections.abc import Callable
+
+    from uvicorn._types import ASGISendEvent, HTTPScope
 
 HANGUP_POLL_SECONDS = 0.05
 # Of an answer that is not read, at most the sum of both waits here.
 HIGH_WATER_BYTES = 124 * 1024
 PIECE_BYTES = 128 * 1024
+_log = logging.getLogger("uvicorn.error")
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER, zero seconds: close() sends RST
 
 
@@ -101,6 +105,29 @@ class Flow(FlowControl):
 
 class Cycle(RequestResponseCycle):
     """One request and its answer; a long piece of the answer goes in steps, each as the caller takes the one before."""
+
+    def __init__(
+        self,
+        scope: HTTPScope,
+        transport: asyncio.Transport,
+        flow: FlowControl,
+        expect_100_continue: bool,
+        keep_alive: bool,
+        on_response: Callable[[], None],
+    ) -> None:
+        super().__init__(
+            scope=scope,
+            transport=transport,
+            flow=flow,
+            logger=_log,
+            access_logger=_log,
+            access_log=False,
+            default_headers=[],
+            message_event=asyncio.Event(),
+            expect_100_continue=expect_100_continue,
+            keep_alive=keep_alive,
+            on_response=on_response,
+        )
 
     async def send(self, message: ASGISendEvent) -> None:
         """Take one ASGI message."""

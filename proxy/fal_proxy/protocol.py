@@ -61,6 +61,7 @@ class HttpProtocol(HttpToolsProtocol):
         self._left: int | None = 0  # of a body; None: chunked
         self._overhead_bytes = 0  # of chunk framing since the last byte of the body, and of trailers
         self._fault: Fault | None = None
+        self._overran = False  # the parser has begun a request that our cut does not know
         self._refused = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # uvicorn's own narrowing
@@ -168,8 +169,8 @@ class HttpProtocol(HttpToolsProtocol):
             if self._fault is None:
                 self.handle_websocket_upgrade()
                 return False
-        except httptools.HttpParserCallbackError as error:
-            if not isinstance(error.__context__, _BehindChunkedBody):
+        except httptools.HttpParserCallbackError:
+            if not self._overran:
                 raise
             self._end_with_this_answer()
         except httptools.HttpParserError:
@@ -181,6 +182,7 @@ class HttpProtocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         """Begin a request, unless our cut has none here."""
         if self._message_done:
+            self._overran = True
             raise _BehindChunkedBody
         self._framing.clear()
         self._overhead_bytes = 0

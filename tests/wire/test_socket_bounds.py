@@ -314,3 +314,18 @@ async def test_address_that_holds_too_many_connections_gets_no_more_and_others_d
                         await again.send(HEALTH)
                         assert (await again.answer()).status == 200, "a place that was left is free"
                         return
+
+
+async def test_server_that_is_full_refuses_the_next_and_goes_on(proxy: Proxy) -> None:
+    listener = Listener(proxy.app, bind("127.0.0.1", 0), trusted_proxies=("127.0.0.1",), max_connections=2)
+    async with serving(listener) as origin, contextlib.AsyncExitStack() as stack:
+        port = int(origin.rpartition(":")[2])
+        held = [await stack.enter_async_context(raw_client(port)) for _ in range(2)]
+        for client in held:
+            await client.send(HEALTH)
+            assert (await client.answer()).status == 200
+        for _ in range(100):
+            async with raw_client(port) as refused:
+                assert await _ended(refused) == b""
+        await held[0].send(HEALTH)
+        assert (await held[0].answer()).status == 200

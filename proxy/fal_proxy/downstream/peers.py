@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import logging
 import resource
@@ -88,9 +89,10 @@ class Peers:
 
 
 def raise_file_limit() -> None:
-    """Let this process open as many files as it may."""
+    """Let this process open as many files as it may, where the system agrees."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def connections_that_files_allow() -> int:

@@ -53,7 +53,8 @@ class HttpProtocol(HttpToolsProtocol):
         self._deadlines = Deadlines()
         self._leaving: list[Callable[[], None]] = []
         self._held = bytearray()  # bytes behind a request that is not answered yet
-        self._behind = False  # what is read now came in one breath with a request before it
+        self._behind = False  # what is read now may be meant as more of a request before it
+        self._answered_early = False  # the last request, before its body was whole
         self._head = Head()
         self._head_done = False
         self._message_done = True
@@ -113,7 +114,7 @@ class HttpProtocol(HttpToolsProtocol):
 
     def _read(self, data: bytes, *, behind: bool = False) -> None:
         while data and not self._refused:
-            self._behind = behind
+            self._behind = behind or self._answered_early
             data = self._read_body(data) if self._head_done and not self._message_done else self._read_head(data)
             if data and self._deadlines.phase is Phase.ANSWER:
                 self._hold(data)
@@ -138,12 +139,11 @@ class HttpProtocol(HttpToolsProtocol):
             elif self._feed(data) and self._head_done:
                 self._refuse(NOT_HTTP)
             return b""
-        if not self._feed(data if size == len(data) else data[:size]):
-            return b""
-        if not self._head_done:
-            self._refuse(NOT_HTTP)
-        elif not self._message_done:
-            self._deadlines.enter(Phase.BODY)
+        if self._feed(data if size == len(data) else data[:size]):
+            if not self._head_done:
+                self._refuse(NOT_HTTP)
+            elif not self._message_done:
+                self._deadlines.enter(Phase.BODY)
         return data[size:]
 
     def _read_body(self, data: bytes) -> bytes:
@@ -254,7 +254,8 @@ class HttpProtocol(HttpToolsProtocol):
         if self._fault is not None or self.parser.should_upgrade():
             return
         self._message_done = True
-        if self.cycle.response_complete:
+        self._answered_early = self.cycle.response_complete
+        if self._answered_early:
             self._deadlines.enter(Phase.IDLE)
         else:
             self._deadlines.enter(Phase.ANSWER)
@@ -288,8 +289,7 @@ class HttpProtocol(HttpToolsProtocol):
         """Say what is wrong, and end. An answer that has begun is cut: this one would be taken for its end."""
         if self._refused or self.transport.is_closing():
             return
-        unanswered = self._unanswered
-        if unanswered is not None and unanswered.response_started:
+        if (unanswered := self._unanswered) is not None and unanswered.response_started:
             self._reset()
             return
         self._forsake()

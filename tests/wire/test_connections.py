@@ -125,6 +125,16 @@ async def test_garbage_behind_a_request_spoils_nothing_and_gets_no_answer_in_ano
         assert await asyncio.wait_for(client.reader.read(), 5) == EVENT, "the answer, whole, and then the end"
 
 
+async def test_garbage_behind_a_body_that_was_answered_early_gets_no_answer(serve: Serve, start: StartProxy) -> None:
+    proxy = await start(serve(answering(ok())))
+    async with raw_client(proxy.port) as client:
+        await client.send(request("POST", "/nowhere", [("Content-Length", "2")]))
+        assert (await client.answer()).status == 404
+        await client.send(b"{}")
+        await client.send(b"more of what its sender calls the body")
+        assert await asyncio.wait_for(client.reader.read(), 5) == b""
+
+
 async def test_many_requests_in_one_packet_are_answered_one_after_the_other(serve: Serve, start: StartProxy) -> None:
     proxy = await start(serve(answering(ok())))
     async with raw_client(proxy.port) as client:

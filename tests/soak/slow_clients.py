@@ -1,4 +1,4 @@
-"""Slow callers by the thousand: `./run env PYTHONPATH=tests python tests/soak/slow_clients.py`; takes three minutes."""
+"""Slow callers by the thousand: `./run env PYTHONPATH=tests python tests/soak/slow_clients.py`; takes four minutes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ async def main() -> None:
             f"{many} connections that say nothing": idle(proxy.port, many, 15),
             f"{many} connections idle after an answer": idle(proxy.port, many, 20, request("GET", "/healthz")),
             f"{many} half heads": idle(proxy.port, many, 15, b"GET / HTTP/1.1\r\n"),
-            "300 callers that never read": never_reading(proxy.port, 300, 36),
+            "300 callers that never read": never_reading(proxy.port, 300, 60),
         }
         if PROGRAM is not None:
             attacks["slowhttptest: 3000 dripped heads"] = slowhttptest(proxy.port, "H", 3000, 30)

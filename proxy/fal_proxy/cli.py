@@ -24,7 +24,7 @@ from fal_proxy.app import App, create_app
 from fal_proxy.environment import Secret
 from fal_proxy.errors import Misconfigured
 from fal_proxy.identity import key as user_keys
-from fal_proxy.server import Drain, Listener, bind
+from fal_proxy.server import ADMIN_CONNECTIONS, Drain, Listener, bind
 from fal_proxy.server import serve as run_server
 from fal_proxy.settings import (
     ENV_SECRET,
@@ -91,7 +91,7 @@ def serve(config: str | None, host: str | None, port: int | None, reuse_port: bo
     app = create_app(config=config)
     server = report.settings.server
     sock = bind(host or server.host, server.port if port is None else port, reuse_port=reuse_port)
-    listener = Listener(app, sock, lifecycle=app.lifecycle)
+    listener = Listener(app, sock, trusted_proxies=server.trusted_proxies, lifecycle=app.lifecycle)
     admin = _admin_listener(report.settings, app)
     lines = _access_lines()
 
@@ -232,7 +232,7 @@ def _admin_listener(settings: Settings, app: App) -> Listener | None:
     if not settings.admin.port:
         return None
     try:
-        return Listener(app.admin, bind(settings.admin.host, settings.admin.port))
+        return Listener(app.admin, bind(settings.admin.host, settings.admin.port), max_connections=ADMIN_CONNECTIONS)
     except Misconfigured as error:
         raise Misconfigured([f"admin.port: {finding}" for finding in error.findings]) from error
 

@@ -41,11 +41,15 @@ ERROR_TYPES: dict[str, ErrorType] = {
     "unknown_request": ErrorType(404, "no such request id, or somebody else's"),
     "not_found": ErrorType(404, "no such route"),
     "method_not_allowed": ErrorType(405, "the target exists, the method does not fit it"),
+    "request_timeout": ErrorType(408, "the request's head or body came too slowly; the connection is closed"),
     "body_too_large": ErrorType(413, "the body exceeds server.max_body_bytes"),
     "misdirected_host": ErrorType(421, "the Host name is not one of ours"),
     "input_denied": ErrorType(422, "the input breaks a rule of this deployment; the text names the field"),
     "rate_limited": ErrorType(429, "too many requests; repeat after `retry-after`"),
     "concurrency_limited": ErrorType(429, "too many jobs at a time; repeat when one has ended"),
+    "header_too_large": ErrorType(
+        431, "the head exceeds 32 KiB or 100 fields, or trailers do; the connection is closed"
+    ),
     "upstream_outcome_unknown": ErrorType(500, "a paid request was sent and its outcome is unknown; do not repeat it"),
     "internal_error": ErrorType(500, "a fault of ours"),
     "upstream_unreachable": ErrorType(502, "fal could not be reached, or left before answering"),

@@ -1,164 +1,324 @@
-"""uvicorn's HTTP/1.1 protocol, made honest: what ASGI leaves out, and what uvicorn gets wrong about callers who leave.
+"""One caller's connection: uvicorn's HTTP/1.1 protocol, made honest and bounded.
 
-The app learns through `scope["extensions"]["fal_proxy"]`: the request target as it was received (ASGI drops `#…` and an
-empty `?`), how to reset the connection, and how to be told that the caller has left, even behind bytes that nobody
-reads yet. Trailers are dropped here, an Upgrade that we do not offer is refused here, and what is not HTTP is answered
-in the form of all our errors.
+Bytes are counted and cut into messages before the parser sees them; what our cut and the parser do not agree on is
+refused, and every refusal ends the connection. A request behind one that is not answered yet is not looked at. The app
+learns through `scope["extensions"]["fal_proxy"]` what ASGI leaves out: the request target as it was received, how to
+reset the connection, and how to be told that the caller has left, even behind bytes that nobody reads yet.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import select
-import socket
-import struct
+import urllib.parse
 from collections.abc import Callable
-from typing import cast
+from typing import Any, cast
 
-from uvicorn.protocols.http.flow_control import FlowControl
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+import httptools
+from uvicorn.config import Config
+from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.server import ServerState
 
 from fal_proxy.app import EXTENSION
-from fal_proxy.errors import ERROR_TYPES, render
+from fal_proxy.downstream.deadlines import Deadlines, Overdue, Phase, Sweep
+from fal_proxy.downstream.faults import FRAMING, NOT_HTTP, TOO_LARGE, TOO_SLOW, Fault
+from fal_proxy.downstream.flow import Cycle, Flow, Outlet
+from fal_proxy.downstream.framing import FRAMING_FIELDS, MAX_FIELDS, MAX_HEAD_BYTES, Head, body_bytes
+from fal_proxy.downstream.peers import Peers, Place
 
-HANGUP_POLL_SECONDS = 0.05
-_RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER, zero seconds: close() sends RST
+
+class _BehindChunkedBody(Exception):
+    """Another request begins in the bytes that ended a chunked body."""
 
 
 class HttpProtocol(HttpToolsProtocol):
-    """One connection of a caller."""
+    """One connection of a caller; `peers` and `sweep` are its server's."""
 
-    _head_done = False
-    _refused = False
+    flow: Flow
+    cycle: Cycle
+
+    def __init__(
+        self,
+        config: Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+        *,
+        peers: Peers,
+        sweep: Sweep,
+    ) -> None:
+        super().__init__(config, server_state, app_state, _loop)
+        self._peers, self._sweep = peers, sweep
+        self._place: Place | None = None
+        self._deadlines = Deadlines()
+        self._leaving: list[Callable[[], None]] = []
+        self._held = bytearray()  # bytes behind a request that is not answered yet
+        self._behind = False  # what is read now may be meant as more of a request before it
+        self._answered_early = False  # the last request, before its body was whole
+        self._head = Head()
+        self._head_done = False
+        self._message_done = True
+        self._framing: list[tuple[bytes, bytes]] = []
+        self._left: int | None = 0  # of a body; None: chunked
+        self._overhead_bytes = 0  # of chunk framing since the last byte of the body, and of trailers
+        self._fault: Fault | None = None
+        self._overran = False  # the parser has begun a request that our cut does not know
+        self._refused = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # uvicorn's own narrowing
-        """Begin, with a flow control that looks for a hang-up while it reads nothing."""
+        """Begin, if there is a place."""
         super().connection_made(transport)
-        self.flow = _Flow(transport, self.loop)
-        self._cycles: list[RequestResponseCycle] = []
-        self._leaving: list[Callable[[], None]] = []
+        self._outlet = Outlet(transport)
+        self.transport = cast("asyncio.Transport", self._outlet)
+        self.flow = Flow(transport, self.loop)
+        self._place = self._peers.enter(self.client[0] if self.client else None)
+        if self._place is None:
+            self._refused = True
+            transport.abort()
+        else:
+            self._sweep.add(self, self.loop)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Tell every request of the connection, not only the newest."""
-        self.flow.resume_reading()
-        self._forsake()
+        """End, and tell whoever works for this caller."""
+        self._sweep.discard(self)
+        if self._place is not None:
+            self._place.release()
+        self._refused = True
+        self.flow.stop_looking()
         super().connection_lost(exc)
         for leave in self._leaving:
             leave()
         self._leaving.clear()
 
+    def sweep(self, seconds: float) -> None:
+        """Let time pass; called once a second."""
+        unsent = self._outlet.transport.get_write_buffer_size()
+        cycle = self._unanswered
+        waits_for_us = self.flow.read_paused or (cycle is not None and cycle.waiting_for_100_continue)
+        overdue = self._deadlines.look(
+            seconds, willing=not waits_for_us, unsent=unsent, taken=self._outlet.written_bytes - unsent
+        )
+        if overdue is Overdue.RESET:
+            self._reset()
+        elif overdue is Overdue.TIMEOUT:
+            self._refuse(TOO_SLOW)
+        elif overdue is Overdue.CLOSE:
+            self.transport.close()
+
+    def data_received(self, data: bytes) -> None:
+        """Read on, or keep the bytes until the request before them is answered."""
+        if self._deadlines.phase is Phase.ANSWER:
+            self._hold(data)
+        else:
+            self._read(data)
+
+    def _read(self, data: bytes, *, behind: bool = False) -> None:
+        while data and not self._refused:
+            self._behind = behind or self._answered_early
+            data = self._read_body(data) if self._head_done and not self._message_done else self._read_head(data)
+            if data and self._deadlines.phase is Phase.ANSWER:
+                self._hold(data)
+                return
+            behind = behind or self._message_done
+        self._behind = False
+
+    def _hold(self, data: bytes) -> None:
+        if not self._refused:
+            self._held += data
+            self.flow.hold()
+
+    def _read_head(self, data: bytes) -> bytes:
+        """Feed the bytes of one head; return what is behind it."""
+        if not self._head.begun:
+            self._head_done = self._message_done = False
+        size = self._head.take(data)
+        if not size:
+            self._deadlines.continue_head()
+            if self._head.full:
+                self._refuse(TOO_LARGE)
+            elif self._feed(data) and self._head_done:
+                self._refuse(NOT_HTTP)
+            return b""
+        if self._feed(data if size == len(data) else data[:size]):
+            if not self._head_done:
+                self._refuse(NOT_HTTP)
+            elif not self._message_done:
+                self._deadlines.enter(Phase.BODY)
+        return data[size:]
+
+    def _read_body(self, data: bytes) -> bytes:
+        """Feed the bytes of one body; return what is behind it."""
+        if self._left is None:
+            before = self._deadlines.received
+            if self._feed(data) and not self._message_done:
+                self._overhead_bytes = 0 if self._deadlines.received > before else self._overhead_bytes + len(data)
+                if self._overhead_bytes > MAX_HEAD_BYTES:
+                    self._refuse(TOO_LARGE)
+            return b""
+        piece = data if len(data) <= self._left else data[: self._left]
+        self._left -= len(piece)
+        if self._feed(piece) and self._message_done != (self._left == 0):
+            self._refuse(FRAMING)
+        return data[len(piece) :]
+
+    def _feed(self, data: bytes) -> bool:
+        """Let the parser read; say whether to go on."""
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            if self._fault is None:
+                self.handle_websocket_upgrade()
+                return False
+        except httptools.HttpParserCallbackError:
+            if not self._overran:
+                raise
+            self._end_with_this_answer()
+        except httptools.HttpParserError:
+            self._refuse(NOT_HTTP)
+        if self._fault is not None:
+            self._refuse(self._fault)
+        return not self._refused
+
     def on_message_begin(self) -> None:
-        """Begin a request."""
-        self._head_done = False
+        """Begin a request, unless our cut has none here."""
+        if self._message_done:
+            self._overran = True
+            raise _BehindChunkedBody
+        self._framing.clear()
+        self._overhead_bytes = 0
         super().on_message_begin()
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Collect a field of the head; what comes after it is a trailer and means nothing (RFC 9110 §6.5.1)."""
-        if not self._head_done:
-            super().on_header(name, value)
+        if self._head_done:
+            self._overhead_bytes += len(name) + len(value) + 4
+            return
+        name = name.lower()
+        if name in FRAMING_FIELDS:
+            self._framing.append((name, value))
+        elif name == b"expect" and value.lower() == b"100-continue":
+            self.expect_100_continue = True
+        self.headers.append((name, value))
 
     def on_headers_complete(self) -> None:
-        """Tell the app what ASGI leaves out, before it starts."""
+        """Judge the head, tell the app what ASGI leaves out, and start it."""
         self._head_done = True
-        if self.parser.should_upgrade() or self.parser.get_http_version() not in ("1.0", "1.1"):
-            # The parser reads no body behind an Upgrade: an empty request in its place would be a lie.
-            self._refused = True
+        version = self.parser.get_http_version()
+        self._fault = self._judge_head(version)
+        if self._fault is not None or self.parser.should_upgrade():
             return
+        scope = self.scope
+        scope["method"] = self.parser.get_method().decode("ascii")
+        scope["http_version"] = version
+        raw_path, _, scope["query_string"] = self.url.partition(b"#")[0].partition(b"?")
+        path = raw_path.decode("latin-1")
+        scope["path"] = urllib.parse.unquote(path) if "%" in path else path
+        scope["raw_path"] = raw_path
         extension = {"raw_target": self.url, "reset": self._reset, "on_departure": self._leaving.append}
-        self.scope["extensions"] = {EXTENSION: cast("dict[object, object]", extension)}
-        self._cycles = [cycle for cycle in self._cycles if not cycle.response_complete]
-        super().on_headers_complete()
-        self._cycles.append(self.cycle)
+        scope["extensions"] = {EXTENSION: cast("dict[object, object]", extension)}
+        keep_alive = version == "1.1" and self.parser.should_keep_alive()
+        self.cycle = Cycle(
+            scope, self.transport, self.flow, self.expect_100_continue, keep_alive, self.on_response_complete
+        )
+        self._start_asgi_task(self.cycle, self.app)
+
+    def _judge_head(self, version: str) -> Fault | None:
+        if version not in ("1.0", "1.1"):
+            return NOT_HTTP
+        if not self._head.begins_with(self.parser.get_method(), self.url, version.encode()):
+            return NOT_HTTP
+        if len(self.headers) > MAX_FIELDS:
+            return TOO_LARGE
+        if self.parser.should_upgrade() and not self._should_upgrade():
+            return NOT_HTTP
+        try:
+            self._left = body_bytes(self._framing, version)
+        except ValueError:
+            return FRAMING
+        return None
 
     def on_body(self, body: bytes) -> None:
-        """Pass body bytes on, unless the request was refused."""
-        if not self._refused:
-            super().on_body(body)
+        """Pass body bytes on to the app."""
+        self._deadlines.received += len(body)
+        cycle = self.cycle
+        if self._fault is None and not cycle.response_complete:
+            cycle.body += body
+            if len(cycle.body) > HIGH_WATER_LIMIT:
+                self.flow.pause_reading()
+            cycle.message_event.set()
 
     def on_message_complete(self) -> None:
-        """End a request, or refuse it."""
-        if not self._refused:
-            super().on_message_complete()
-        elif not self.transport.is_closing():
-            self.send_400_response("")
+        """End a request: from now on it is our turn."""
+        if self._overhead_bytes > MAX_HEAD_BYTES:
+            self._fault = TOO_LARGE
+        if self._fault is not None or self.parser.should_upgrade():
+            return
+        self._message_done = True
+        self._answered_early = self.cycle.response_complete
+        if self._answered_early:
+            self._deadlines.enter(Phase.IDLE)
+        else:
+            self._deadlines.enter(Phase.ANSWER)
+            self.cycle.more_body = False
+            self.cycle.message_event.set()
 
     def on_response_complete(self) -> None:
-        """Let go of what the answered request registered."""
+        """Let go of what the answered request registered, and turn to what waits behind it."""
+        self.server_state.total_requests += 1
         self._leaving.clear()
-        super().on_response_complete()
+        if self.transport.is_closing():
+            return
+        self.flow.release()
+        if not self._message_done:
+            self._deadlines.enter(Phase.LEFTOVER)
+            return
+        self._deadlines.enter(Phase.IDLE)
+        if self._held:
+            held = bytes(self._held)
+            self._held.clear()
+            self._read(held, behind=True)
 
-    def _unsupported_upgrade_warning(self) -> None:
-        if not self.transport.is_closing():
-            self.send_400_response("")
+    def _end_with_this_answer(self) -> None:
+        """Look at nothing more: the parser has gone beyond our cut."""
+        self._refused = True
+        self.cycle.keep_alive = False
+        if self.cycle.response_complete:
+            self.transport.close()
 
-    def send_400_response(self, msg: str) -> None:
-        """Answer what is not HTTP; a request in progress is cut instead, because an answer would be taken for its own."""
-        if any(not cycle.response_complete for cycle in self._cycles):
+    def _refuse(self, fault: Fault) -> None:
+        """Say what is wrong, and end. An answer that has begun is cut: this one would be taken for its end."""
+        if self._refused or self.transport.is_closing():
+            return
+        if (unanswered := self._unanswered) is not None and unanswered.response_started:
             self._reset()
             return
-        own, body = render("bad_request", "this is not a request that the proxy can read (HTTP/1.1, without Upgrade)")
-        lines = [b"HTTP/1.1 %d Bad Request" % ERROR_TYPES["bad_request"].status, b"content-type: application/json"]
-        lines += [name + b": " + value for name, value in own]
-        lines += [b"content-length: %d" % len(body), b"connection: close", b"", body]
-        self.transport.write(b"\r\n".join(lines))
-        self.transport.close()
+        self._forsake()
+        self._refused = True
+        if self._behind:
+            # Bytes of a request that its sender ends elsewhere than we do: an answer would be one too many.
+            self.transport.close()
+            return
+        self.transport.write(fault.answer())
+        self.flow.release()
+        # Closed at once, a socket with unread bytes in it resets, and the answer may be lost (RFC 9112 §9.6).
+        self.transport.write_eof()
+        self._deadlines.enter(Phase.LINGER)
 
     def cut(self) -> None:
         """Break the connection off, so that its caller notices."""
         self._reset()
 
     def _reset(self) -> None:
-        sock = self.transport.get_extra_info("socket")
-        if sock is not None:
-            with contextlib.suppress(OSError):
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
-        self.transport.abort()
+        self._refused = True
+        self._outlet.reset()
         self._forsake()
 
     def _forsake(self) -> None:
-        self.pipeline.clear()
-        for cycle in self._cycles:
-            if not cycle.response_complete:
-                cycle.disconnected = True
-                cycle.message_event.set()
+        if (cycle := self._unanswered) is not None:
+            cycle.disconnected = True
+            cycle.message_event.set()
 
-
-def cut(connection: asyncio.Protocol) -> None:
-    """Break off a connection of either kind."""
-    if isinstance(connection, HttpProtocol):
-        connection.cut()
-    else:
-        connection.transport.abort()  # type: ignore[attr-defined] # every protocol of uvicorn's has it
-
-
-class _Flow(FlowControl):
-    """Flow control that notices a caller who leaves behind bytes that are not read yet."""
-
-    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
-        super().__init__(transport)
-        self._loop = loop
-        self._timer: asyncio.TimerHandle | None = None
-
-    def pause_reading(self) -> None:
-        if not self.read_paused:
-            self._timer = self._loop.call_later(HANGUP_POLL_SECONDS, self._look)
-        super().pause_reading()
-
-    def resume_reading(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        if not self._transport.is_closing():
-            super().resume_reading()
-
-    def _look(self) -> None:
-        sock = self._transport.get_extra_info("socket")
-        if sock is None or self._transport.is_closing():
-            return
-        poll = select.poll()
-        poll.register(sock.fileno(), select.POLLRDHUP)
-        if poll.poll(0):
-            self._transport.abort()
-        else:
-            self._timer = self._loop.call_later(HANGUP_POLL_SECONDS, self._look)
+    @property
+    def _unanswered(self) -> Cycle | None:
+        cycle = cast("Cycle | None", self.cycle)
+        return None if cycle is None or cycle.response_complete else cycle

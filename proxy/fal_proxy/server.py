@@ -7,24 +7,27 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import socket
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from types import FrameType
-from typing import Any
+from typing import Any, cast
 
 import uvicorn
 import uvloop
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from fal_proxy.downstream.deadlines import KEEP_ALIVE_SECONDS, Sweep
+from fal_proxy.downstream.peers import Peers, raise_file_limit
 from fal_proxy.errors import Misconfigured
 from fal_proxy.lifecycle import Lifecycle, Stage
-from fal_proxy.protocol import HttpProtocol, cut
+from fal_proxy.protocol import HttpProtocol
 from fal_proxy.relay.http import DEPARTED_SECONDS
 
-KEEP_ALIVE_SECONDS = 75
 BACKLOG = 2048
+ADMIN_CONNECTIONS = 64
 SETTLING_SECONDS = 1.0  # for what is cut or cancelled to settle
 _LOOK_SECONDS = 0.02
 MESSAGE_BYTES = 16 * 1024 * 1024
@@ -43,7 +46,7 @@ AT_ONCE = Drain(1)
 
 @dataclass(frozen=True, slots=True)
 class Listener:
-    """One socket and what is served on it."""
+    """One socket and what is served on it; of `trusted_proxies` any number of connections is taken."""
 
     app: Any
     sock: socket.socket
@@ -51,6 +54,8 @@ class Listener:
     websockets: type[asyncio.Protocol] | None = None  # None: an Upgrade is refused
     max_message_bytes: int = MESSAGE_BYTES  # of one WebSocket message
     lifecycle: Lifecycle = field(default_factory=Lifecycle)
+    trusted_proxies: Sequence[str] = ()
+    max_connections: int | None = None  # None: what files allow
 
     @property
     def url(self) -> str:
@@ -92,6 +97,7 @@ def serve(
 
     `announce` is called once `main` accepts. `beside` lives as long as `main`.
     """
+    raise_file_limit()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(_serve(main, announce, beside, drain))
 
@@ -124,7 +130,7 @@ class _Server(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 listener.app,
-                http=listener.protocol,
+                http=_protocol_of(listener),
                 ws=listener.websockets or "none",
                 ws_max_size=listener.max_message_bytes,
                 ws_per_message_deflate=False,  # it costs more than it saves, and a bomb is a bomb
@@ -135,7 +141,7 @@ class _Server(uvicorn.Server):
                 date_header=False,
                 proxy_headers=False,
                 workers=1,  # WEB_CONCURRENCY means nothing here: more processes share Redis and a port
-                timeout_keep_alive=KEEP_ALIVE_SECONDS,
+                timeout_keep_alive=int(KEEP_ALIVE_SECONDS),
             )
         )
         self._announce = announce
@@ -163,7 +169,7 @@ class _Server(uvicorn.Server):
         await self._until(lambda: not state.connections and not state.tasks, self._drain.seconds)
         self._lifecycle.reach(Stage.CUTTING)
         for connection in list(state.connections):
-            cut(connection)
+            _cut(connection)
         # A submit that was sent is read to its end; the others only settle.
         await self._until(lambda: not state.tasks, SETTLING_SECONDS, forced=True)
         await self._until(lambda: not state.tasks, DEPARTED_SECONDS)
@@ -194,3 +200,19 @@ class _Server(uvicorn.Server):
                 self._captured_signals.clear()
         else:
             yield
+
+
+def _protocol_of(listener: Listener) -> type[asyncio.Protocol]:
+    """Return what makes a connection of this listener's."""
+    if not issubclass(listener.protocol, HttpProtocol):
+        return listener.protocol
+    peers = Peers(listener.trusted_proxies, listener.max_connections)
+    return cast("type[asyncio.Protocol]", functools.partial(listener.protocol, peers=peers, sweep=Sweep()))
+
+
+def _cut(connection: asyncio.Protocol) -> None:
+    """Break off a connection of either kind."""
+    if isinstance(connection, HttpProtocol):
+        connection.cut()
+    else:
+        connection.transport.abort()  # type: ignore[attr-defined] # every protocol of uvicorn's has it

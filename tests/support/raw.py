@@ -86,9 +86,9 @@ class RawClient:
 
 
 @contextlib.asynccontextmanager
-async def raw_client(port: int) -> AsyncIterator[RawClient]:
-    """Connect to a port on loopback."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+async def raw_client(port: int, local: str = "127.0.0.1") -> AsyncIterator[RawClient]:
+    """Connect to a port on loopback, from an address of it."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port, local_addr=(local, 0))
     try:
         yield RawClient(reader, writer)
     finally:

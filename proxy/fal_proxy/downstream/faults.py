@@ -1,0 +1,39 @@
+"""What is said to a caller whose request cannot be read: before there is a request, hence without the app."""
+
+from __future__ import annotations
+
+import http
+from typing import NamedTuple
+
+from fal_proxy.downstream.framing import MAX_FIELDS, MAX_HEAD_BYTES
+from fal_proxy.errors import ERROR_TYPES, render
+from fal_proxy.headers import ALWAYS_DOWN, http_date
+
+
+class Fault(NamedTuple):
+    """Why a request cannot be read."""
+
+    error_type: str
+    detail: str
+
+    def answer(self) -> bytes:
+        """Return the whole answer, in the form of all our errors; it announces the end of the connection."""
+        status = ERROR_TYPES[self.error_type].status
+        own, body = render(self.error_type, self.detail)
+        fields = [
+            *own,
+            *ALWAYS_DOWN,
+            (b"content-type", b"application/json"),
+            (b"content-length", b"%d" % len(body)),
+            (b"date", http_date()),
+            (b"connection", b"close"),
+        ]
+        lines = [b"HTTP/1.1 %d %b" % (status, http.HTTPStatus(status).phrase.encode())]
+        lines += [name + b": " + value for name, value in fields]
+        return b"\r\n".join([*lines, b"", body])
+
+
+NOT_HTTP = Fault("bad_request", "this is not a request that the proxy can read (HTTP/1.1, without Upgrade)")
+FRAMING = Fault("bad_request", "it is not clear where this request ends: one Content-Length, or chunked alone")
+TOO_LARGE = Fault("header_too_large", f"a head may have {MAX_HEAD_BYTES} bytes and {MAX_FIELDS} fields, trailers too")
+TOO_SLOW = Fault("request_timeout", "the request took too long to arrive")

@@ -1,0 +1,143 @@
+"""How much may wait on a caller's connection, in both directions, and who notices a caller that leaves meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import select
+import socket
+import struct
+from typing import TYPE_CHECKING
+
+from uvicorn.protocols.http.flow_control import FlowControl
+from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from uvicorn._types import ASGISendEvent, HTTPScope
+
+HANGUP_POLL_SECONDS = 0.05
+# Of an answer that is not read, at most the sum of both waits here.
+HIGH_WATER_BYTES = 124 * 1024
+PIECE_BYTES = 128 * 1024
+_log = logging.getLogger("uvicorn.error")
+_RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER, zero seconds: close() sends RST
+
+
+class Outlet:
+    """A transport that counts what is written to it; everything else is the transport's own."""
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self.transport = transport
+        self.written_bytes = 0
+        self._write = transport.write
+        self.is_closing = transport.is_closing
+        self.close = transport.close
+
+    def write(self, data: bytes) -> None:
+        """Queue bytes."""
+        self.written_bytes += len(data)
+        self._write(data)
+
+    def reset(self) -> None:
+        """Cut the connection so that the caller knows that it was cut."""
+        sock = self.transport.get_extra_info("socket")
+        if sock is not None:
+            with contextlib.suppress(OSError):
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+        self.transport.abort()
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self.transport, name)
+
+
+class Flow(FlowControl):
+    """Flow control that notices a caller who leaves behind bytes that are not read yet."""
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(transport)
+        transport.set_write_buffer_limits(high=HIGH_WATER_BYTES)
+        self._loop = loop
+        self._timer: asyncio.TimerHandle | None = None
+        self._held = False
+
+    def hold(self) -> None:
+        """Read nothing until `release`, whoever asks: bytes wait behind a request that is not answered yet."""
+        self._held = True
+        self.pause_reading()
+
+    def release(self) -> None:
+        """Read again."""
+        self._held = False
+        self.resume_reading()
+
+    def pause_reading(self) -> None:
+        """Stop reading, and look for a hang-up instead."""
+        if not self.read_paused and not self._transport.is_closing():
+            self._timer = self._loop.call_later(HANGUP_POLL_SECONDS, self._look)
+            super().pause_reading()
+
+    def resume_reading(self) -> None:
+        """Read again, unless bytes are held."""
+        if self.read_paused and not self._held and not self._transport.is_closing():
+            self.stop_looking()
+            super().resume_reading()
+
+    def stop_looking(self) -> None:
+        """End the look-out for a hang-up."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _look(self) -> None:
+        sock = self._transport.get_extra_info("socket")
+        if sock is None or self._transport.is_closing():
+            return
+        poll = select.poll()
+        poll.register(sock.fileno(), select.POLLRDHUP)
+        if poll.poll(0):
+            self._transport.abort()
+        else:
+            self._timer = self._loop.call_later(HANGUP_POLL_SECONDS, self._look)
+
+
+class Cycle(RequestResponseCycle):
+    """One request and its answer; a long piece of the answer goes in steps, each as the caller takes the one before."""
+
+    def __init__(
+        self,
+        scope: HTTPScope,
+        transport: asyncio.Transport,
+        flow: FlowControl,
+        expect_100_continue: bool,
+        keep_alive: bool,
+        on_response: Callable[[], None],
+    ) -> None:
+        super().__init__(
+            scope=scope,
+            transport=transport,
+            flow=flow,
+            logger=_log,
+            access_logger=_log,
+            access_log=False,
+            default_headers=[],
+            message_event=asyncio.Event(),
+            expect_100_continue=expect_100_continue,
+            keep_alive=keep_alive,
+            on_response=on_response,
+        )
+
+    async def send(self, message: ASGISendEvent) -> None:
+        """Take one ASGI message."""
+        if message["type"] == "http.response.body":
+            body = message.get("body", b"")
+            if len(body) > PIECE_BYTES:
+                more = message.get("more_body", False)
+                for start in range(0, len(body), PIECE_BYTES):
+                    piece = body[start : start + PIECE_BYTES]
+                    last = start + PIECE_BYTES >= len(body)
+                    await super().send({"type": "http.response.body", "body": piece, "more_body": more or not last})
+                return
+        await super().send(message)

@@ -23,12 +23,8 @@ from fal_proxy.app import EXTENSION
 from fal_proxy.downstream.deadlines import Deadlines, Overdue, Phase, Sweep
 from fal_proxy.downstream.faults import FRAMING, NOT_HTTP, TOO_LARGE, TOO_SLOW, Fault
 from fal_proxy.downstream.flow import Cycle, Flow, Outlet
-from fal_proxy.downstream.framing import FRAMING_FIELDS, MAX_FIELDS, MAX_HEAD_BYTES, Head, body_bytes
+from fal_proxy.downstream.framing import FRAMING_FIELDS, MAX_FIELDS, MAX_HEAD_BYTES, BehindChunkedBody, Head, body_bytes
 from fal_proxy.downstream.peers import Peers, Place
-
-
-class _BehindChunkedBody(Exception):
-    """Another request begins in the bytes that ended a chunked body."""
 
 
 class HttpProtocol(HttpToolsProtocol):
@@ -99,7 +95,7 @@ class HttpProtocol(HttpToolsProtocol):
             seconds, willing=not waits_for_us, unsent=unsent, taken=self._outlet.written_bytes - unsent
         )
         if overdue is Overdue.RESET:
-            self._reset()
+            self.cut()
         elif overdue is Overdue.TIMEOUT:
             self._refuse(TOO_SLOW)
         elif overdue is Overdue.CLOSE:
@@ -183,7 +179,7 @@ class HttpProtocol(HttpToolsProtocol):
         """Begin a request, unless our cut has none here."""
         if self._message_done:
             self._overran = True
-            raise _BehindChunkedBody
+            raise BehindChunkedBody
         self._framing.clear()
         self._overhead_bytes = 0
         super().on_message_begin()
@@ -214,7 +210,7 @@ class HttpProtocol(HttpToolsProtocol):
         path = raw_path.decode("latin-1")
         scope["path"] = urllib.parse.unquote(path) if "%" in path else path
         scope["raw_path"] = raw_path
-        extension = {"raw_target": self.url, "reset": self._reset, "on_departure": self._leaving.append}
+        extension = {"raw_target": self.url, "reset": self.cut, "on_departure": self._leaving.append}
         scope["extensions"] = {EXTENSION: cast("dict[object, object]", extension)}
         keep_alive = version == "1.1" and self.parser.should_keep_alive()
         self.cycle = Cycle(
@@ -290,7 +286,7 @@ class HttpProtocol(HttpToolsProtocol):
         if self._refused or self.transport.is_closing():
             return
         if (unanswered := self._unanswered) is not None and unanswered.response_started:
-            self._reset()
+            self.cut()
             return
         self._forsake()
         self._refused = True
@@ -305,10 +301,7 @@ class HttpProtocol(HttpToolsProtocol):
         self._deadlines.enter(Phase.LINGER)
 
     def cut(self) -> None:
-        """Break the connection off, so that its caller notices."""
-        self._reset()
-
-    def _reset(self) -> None:
+        """Reset the connection, so that its caller takes no part for the whole."""
         self._refused = True
         self._outlet.reset()
         self._forsake()

@@ -10,6 +10,10 @@ _END_OF_HEAD = b"\r\n\r\n"
 FRAMING_FIELDS = frozenset([b"content-length", b"transfer-encoding"])
 
 
+class BehindChunkedBody(Exception):
+    """Another request begins in the bytes that ended a chunked body."""
+
+
 class Head:
     """Collects one head after the other, however they are cut into packets."""
 

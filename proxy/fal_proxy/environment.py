@@ -11,11 +11,14 @@ import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 from fal_proxy.loading import Finding
-from fal_proxy.settings import ENV_ADMIN_TOKEN, ENV_HEADER_SECRET, ENV_SECRET, ENV_SECRETS, FILE
+from fal_proxy.settings import ENV_ADMIN_TOKEN, ENV_HEADER_SECRET, ENV_SECRET, ENV_SECRETS, ENV_STATE, FILE
 
 MIN_SECRET_BYTES = 16
+# What may hold a secret, and is taken out of its environment by `serve`; the URL of Redis may hold a password.
+SECRET_VARIABLES = (*ENV_SECRETS, "FAL_KEY", "FAL_KEY_SECRET", ENV_STATE, "FAL_PROXY_STATE__URL")
 
 
 class Secret:
@@ -75,6 +78,15 @@ def shared_secrets(environ: Mapping[str, str]) -> list[Secret]:
     return [*signing_secrets(environ, ignored), *(secret for secret in single if secret is not None)]
 
 
+def secret_in_url(url: str) -> list[Secret]:
+    """Return the password of a URL, as it is written and as it is meant."""
+    try:
+        password = urlsplit(url).password
+    except ValueError:
+        password = None
+    return [Secret(password), Secret(unquote(password))] if password else []
+
+
 def judge_file(path: Path, variable: str, findings: list[Finding]) -> None:
     """Note a file of secrets that others on this machine can read."""
     if stat.S_IMODE(path.stat().st_mode) & 0o077:
@@ -106,6 +118,3 @@ def _text(environ: Mapping[str, str], name: str, findings: list[Finding]) -> str
     except UnicodeDecodeError:  # its text would show a piece of the file
         findings.append(Finding("error", name + FILE, "cannot be read: it is no UTF-8"))
     return text
-
-
-SECRET_VARIABLES = (*ENV_SECRETS, "FAL_KEY", "FAL_KEY_SECRET")  # what `serve` takes out of its own environment

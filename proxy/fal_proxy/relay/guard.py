@@ -19,7 +19,7 @@ import base64
 import ctypes
 import logging
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
 from typing import NamedTuple
 from urllib.parse import unquote_to_bytes
 
@@ -126,15 +126,13 @@ class KeyGuard:
         if b"\0" in data:
             return False
         percent, json = self._escapes
-        return (b"%" in data and percent.search(data) is not None) or (
-            b"\\" in data and json.search(data) is not None
-        )
+        return (b"%" in data and percent.search(data) is not None) or (b"\\" in data and json.search(data) is not None)
 
     def tail_bytes(self, end: bytes) -> int:
         """Return how many bytes at the end of `end` may be the beginning of a key: 0, or enough for TAIL_CHARS."""
         plain = not (b"%" in end or b"\\u" in end or b"\\" in end[-_ESCAPE_BYTES:])
         last = end if plain else _unescaped(_BEGUN.sub(b"", end))
-        if not any([last[-tail:] in text for text, _, tail in self._forms]):
+        if not any(last[-tail:] in text for text, _, tail in self._forms):
             return 0
         for size in range(min(len(end), _OVERLAP_BYTES), 0, -1):
             piece = end[-size:] if plain else _unescaped(_BEGUN.sub(b"", end[-size:]))
@@ -173,12 +171,15 @@ class Watch:
         return held
 
 
-async def watched(read: Callable[[], Awaitable[bytes]], watch: Watch) -> AsyncIterator[bytes]:
-    """Yield what may go down of what `read` returns until it returns b"". Raises what `read` and the watch raise.
+async def watched(first: bytes, read: Callable[[], Awaitable[bytes]], watch: Watch) -> AsyncGenerator[bytes]:
+    """Yield what may go down of `first` and of what `read` returns until it returns b"".
 
-    What was read before a failure of `read` comes out before the failure does.
+    Raises what `read` and the watch raise; what was read before a failure of `read` comes out before the failure does.
     """
+    data = first
     while True:
+        if data and (passed := watch.feed(data)):
+            yield passed
         try:
             if not watch.held:
                 data = await read()
@@ -197,8 +198,6 @@ async def watched(read: Callable[[], Awaitable[bytes]], watch: Watch) -> AsyncIt
             raise
         if not data:
             break
-        if passed := watch.feed(data):
-            yield passed
     if rest := watch.release():
         yield rest
 

@@ -83,7 +83,7 @@ class KeyPool:
         """Take the keys, and the file they were read from if it is to be watched."""
         self.file_fault = ""  # why the file as it is now is not in force
         self.file_faults = 0
-        self.refusals = dict.fromkeys(Fault, 0)
+        self.refused = 0  # answers that called a key invalid or locked
         self._clock = clock
         self._file = file
         self._state = fingerprint(file) if file else None
@@ -93,6 +93,9 @@ class KeyPool:
         self._listeners: list[Callable[[list[Secret]], None]] = []
         self._active: list[Key] = []
         self._adopt(keys)
+
+    def __repr__(self) -> str:
+        return f"KeyPool({self._active})"
 
     def listen(self, listener: Callable[[list[Secret]], None]) -> None:
         """Tell `listener` every key that is known, now and whenever that changes."""
@@ -167,7 +170,7 @@ class KeyPool:
 
     def set_aside(self, key: Key, fault: Fault) -> None:
         """Let a key rest that fal refused."""
-        self.refusals[fault] += 1
+        self.refused += 1
         now = self._clock()
         if key.fault is not None and now < key.resting_until - TRIAL_SECONDS:
             return  # a request that was under way when it was set aside

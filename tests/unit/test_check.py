@@ -71,7 +71,7 @@ BAD: list[tuple[str, Mapping[str, str], list[str], str]] = [
     (KEYS_ONLY, ENVIRON | {"FAL_KEY": "a:\u00e9"}, ["FAL_KEY"], "not ASCII"),
     (KEYS_ONLY, ENVIRON | {"FAL_KEY_FILE": "/x"}, ["FAL_KEY"], "which of the two"),
     (KEYS_ONLY, ENVIRON | {"FAL_KEY_SECRET": "b"}, ["FAL_KEY", "FAL_KEY_ID"], "one and a half"),
-    (KEYS_ONLY, _without("FAL_KEY") | {"FAL_KEY_FILE": "/nonexistent/x"}, ["FAL_KEY_FILE"], "no such file"),
+    (KEYS_ONLY, {**_without("FAL_KEY"), "FAL_KEY_FILE": "/nonexistent/x"}, ["FAL_KEY_FILE"], "no such file"),
     (KEYS_ONLY, ENVIRON | {"FAL_PROXY_ADMIN_TOKEN_FILE": "/nonexistent/x"}, ["FAL_PROXY_ADMIN_TOKEN_FILE"], "nor this"),
     (KEYS_ONLY, ENVIRON | {"FAL_PROXY_HEADER_SECRET_FILE": "/nonexistent/x"}, ["FAL_PROXY_HEADER_SECRET_FILE"], "nor this"),
     (ANONYMOUS, ENVIRON | {"FAL_PROXY_SECRET_FILE": "/nonexistent/x"}, ["FAL_PROXY_SECRET_FILE"], "which of the two"),

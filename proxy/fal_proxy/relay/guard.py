@@ -1,12 +1,12 @@
 """The key guard: no fal key of ours goes down, whatever upstream answers. Knows bytes and nothing of HTTP.
 
-What it promises: of no key does 16 characters of the secret half in a row pass (64 bits of the 128 that fal's keys have),
-be they raw, in hex, in base64 at any of its three alignments, or escaped, each or some of them, as %XX or \\u00XX. An
-answer that would break this is cut, and the piece that completes it never leaves.
+What it promises: of no key do 16 characters in a row of the secret half pass, as they are or escaped, each or some of
+them, as %XX or \\u00XX; nor 20 characters in hex, or in base64 at any of its three alignments. (fal's have 32, of 4 bits
+each.) An answer that would break this is cut, and the piece that completes it never leaves.
 
-How it stays cheap: every 16 characters in a row hold one of two fixed short pieces ("anchors") of each form, so one
-search per anchor clears a whole chunk; only around a hit does anything look closer. Escapes are undone only where one
-stands for a letter or a digit, which no honest encoder escapes.
+How it stays cheap: so many characters in a row must hold one of a few short pieces ("anchors"), so one search per anchor
+clears a whole chunk: two for the secret as it is, one for each way to encode it. Only upon a hit does anything look
+closer. Escapes are undone only where one stands for a character of a key, which no honest encoder escapes.
 
 A chunk that ends with 4 or more characters of a secret has that tail held back until it is known how it goes on, for at
 most HOLD_SECONDS: then a stream of events must not wait. So a key cut by the network goes down not even in part.
@@ -30,9 +30,10 @@ from fal_proxy.upstream.credentials import secret_half
 
 HOLD_SECONDS = 0.05
 RUN_CHARS = 16  # so many characters of a secret in a row never pass
+ENCODED_RUN_CHARS = 20  # nor so many of them in hex or base64
 TAIL_CHARS = 4  # so many at the end of a chunk are held back
 _ESCAPE_BYTES = 6  # \u00XX
-_OVERLAP_BYTES = RUN_CHARS * 2 * _ESCAPE_BYTES  # hex digits, each escaped: the longest that one run can be
+_OVERLAP_BYTES = ENCODED_RUN_CHARS * 2 * _ESCAPE_BYTES  # hex digits, each escaped: the longest that one run can be
 _ANCHOR_BYTES = 8  # at least
 _LARGE_BYTES = 4096  # from here on libc searches faster than Python does
 _BEGUN = re.compile(rb"(?:%[0-9A-Fa-f]?|\\(?:u(?:0(?:0[0-9A-Fa-f]?)?)?)?)\Z")
@@ -52,23 +53,25 @@ class _Form(NamedTuple):
         return [self.text[at : at + self.run] for at in range(len(self.text) - self.run + 1)]
 
     def anchors(self) -> list[bytes]:
-        """Return pieces, two for a key of fal's, such that each of `runs` holds one of them."""
+        """Return pieces such that each of `runs` holds one of them."""
         runs = len(self.text) - self.run + 1
-        step = min(-(-runs // 2), self.run + 1 - _ANCHOR_BYTES)
-        size = self.run + 1 - step
-        return [self.text[at : at + size] for at in range(self.run - size, self.run - size + runs, step)]
+        one, two = self.run + 1 - runs, self.run + 1 - (runs + 1) // 2  # how long one piece, or two, can be
+        size = one if one >= _ANCHOR_BYTES else max(two, _ANCHOR_BYTES)
+        first = self.run - size
+        return [self.text[at : at + size] for at in range(first, first + runs, self.run + 1 - size)]
 
 
 def _forms(secret: bytes) -> Iterable[_Form]:
     yield _Form(secret, RUN_CHARS, TAIL_CHARS)
-    yield _Form(secret.hex().encode(), RUN_CHARS * 2, TAIL_CHARS * 2)
-    yield _Form(secret.hex().upper().encode(), RUN_CHARS * 2, TAIL_CHARS * 2)
+    run = min(ENCODED_RUN_CHARS, len(secret))
+    yield _Form(secret.hex().encode(), run * 2, TAIL_CHARS * 2)
+    yield _Form(secret.hex().upper().encode(), run * 2, TAIL_CHARS * 2)
     for lead in range(3):
-        bits = len(secret) * 8
         # Characters that hold bits of the secret alone: what stands beside it cannot change them.
-        first, end = -(-lead * 8 // 6), (lead * 8 + bits) // 6
+        first, end = -(-lead * 8 // 6), (lead + len(secret)) * 8 // 6
         for encode in (base64.b64encode, base64.urlsafe_b64encode):
-            yield _Form(encode(bytes(lead) + secret + bytes(3))[first:end], RUN_CHARS * 8 // 6 - 1, TAIL_CHARS * 8 // 6)
+            text = encode(bytes(lead) + secret + bytes(3))[first:end]
+            yield _Form(text, (run * 8 - 4) // 6, TAIL_CHARS * 8 // 6)
 
 
 class KeyGuard:
@@ -131,11 +134,11 @@ class KeyGuard:
     def tail_bytes(self, end: bytes) -> int:
         """Return how many bytes at the end of `end` may be the beginning of a key: 0, or enough for TAIL_CHARS."""
         plain = not (b"%" in end or b"\\u" in end or b"\\" in end[-_ESCAPE_BYTES:])
-        last = end if plain else _unescaped(_BEGUN.sub(b"", end))
+        last = end if plain else _unescaped(_without_begun(end))
         if not any(last[-tail:] in text for text, _, tail in self._forms):
             return 0
         for size in range(min(len(end), _OVERLAP_BYTES), 0, -1):
-            piece = end[-size:] if plain else _unescaped(_BEGUN.sub(b"", end[-size:]))
+            piece = end[-size:] if plain else _unescaped(_without_begun(end[-size:]))
             if any(len(piece) >= tail and piece in text for text, _, tail in self._forms):
                 return size
         return 0
@@ -210,6 +213,12 @@ def _escapes_of(alphabet: frozenset[int]) -> tuple[re.Pattern[bytes], re.Pattern
         codes.append(f"[{high:x}{high:X}][{low}]")
     chosen = "|".join(codes) or "(?!)"
     return re.compile(f"%(?:{chosen})".encode()), re.compile(rf"\\u00(?:{chosen})".encode())
+
+
+def _without_begun(data: bytes) -> bytes:
+    """Leave out an escape at the end that is not whole yet."""
+    begun = _BEGUN.search(data, max(0, len(data) - _ESCAPE_BYTES + 1))
+    return data[: begun.start()] if begun else data
 
 
 def _unescaped(data: bytes) -> bytes:

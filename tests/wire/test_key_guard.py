@@ -110,7 +110,7 @@ async def test_public_half_and_packed_bytes_pass(serve: Serve, start: StartProxy
     proxy = await start(serve(answering(ok(plain), ok(packed, b"content-encoding: gzip"))))
     assert (await ask(proxy, RUN)).body == plain
     answer = await ask(proxy, STATUS)
-    assert (answer.body, answer.complete) == (packed, True), "what is packed cannot be seen: see SECURITY.md"
+    assert (answer.body, answer.complete) == (packed, True), "what is packed cannot be seen (see the known limits)"
     assert cuts(proxy) == b"0.0"
 
 

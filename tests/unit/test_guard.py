@@ -231,6 +231,25 @@ async def test_tail_that_might_be_a_key_waits_for_the_next_piece_and_no_longer_t
         await anext(pieces)
 
 
+async def test_a_drip_of_characters_does_not_lengthen_the_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guards, "HOLD_SECONDS", 0.3)
+    clock = asyncio.get_running_loop().time
+    began, asked = clock(), 0
+
+    async def read() -> bytes:
+        nonlocal asked
+        asked += 1
+        await asyncio.sleep(0.05)  # always before the hold of the last piece ends
+        return FAL_KEY_SECRET[3 + asked].encode()
+
+    pieces = watched(FAL_KEY_SECRET[:4].encode(), read, made(FAL_KEY).watch())
+    first = await anext(pieces)
+    assert FAL_KEY_SECRET.encode().startswith(first)
+    assert asked < 11, "released before the key is cut"
+    assert clock() - began >= 0.25
+    await pieces.aclose()
+
+
 @pytest.mark.parametrize("ending", [b"", UpstreamCut("lost")])
 async def test_held_tail_goes_down_before_the_end_whatever_the_end_is(ending: bytes | Exception) -> None:
     feed, tail = Feed(), FAL_KEY_SECRET[-6:].encode()

@@ -179,17 +179,19 @@ async def watched(first: bytes, read: Callable[[], Awaitable[bytes]], watch: Wat
 
     Raises what `read` and the watch raise; what was read before a failure of `read` comes out before the failure does.
     """
-    data = first
+    data, held_until = first, 0.0
     while True:
         if data and (passed := watch.feed(data)):
             yield passed
+        if len(watch.held) <= len(data):  # else some of it waited for this piece already
+            held_until = asyncio.get_running_loop().time() + HOLD_SECONDS
         try:
             if not watch.held:
                 data = await read()
             else:
                 reading = asyncio.ensure_future(read())
                 try:
-                    await asyncio.wait([reading], timeout=HOLD_SECONDS)
+                    await asyncio.wait([reading], timeout=held_until - asyncio.get_running_loop().time())
                     if not reading.done():
                         yield watch.release()
                     data = await reading

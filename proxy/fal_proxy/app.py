@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Callable, Mapping, MutableMapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from fal_proxy.admin import Admin
 from fal_proxy.admission.gate import Gate
 from fal_proxy.admission.limits import compile_limits, parse_budget
 from fal_proxy.admission.settler import Settler
-from fal_proxy.environment import Secret, fal_key, header_secret, signing_secrets
+from fal_proxy.environment import Secret, admin_token, captured, header_secret, signing_secrets
 from fal_proxy.errors import Misconfigured, Refusal, StoreUnavailable
 from fal_proxy.exchange import Request
 from fal_proxy.gateway import ACCEPT_PLAIN, CLIENT_PROXY, Gateway, Reply
@@ -32,14 +31,17 @@ from fal_proxy.policy.inputs import InputRules
 from fal_proxy.policy.origin import Site
 from fal_proxy.policy.plans import compile_plan
 from fal_proxy.policy.pricing import Prices, charge_for
+from fal_proxy.relay.guard import KeyGuard
 from fal_proxy.relay.http import Patience, Reset
 from fal_proxy.relay.inbound import Receive, Send
-from fal_proxy.settings import ENV_ADMIN_TOKEN, ENV_UPSTREAM, Settings, config_path
+from fal_proxy.settings import ENV_UPSTREAM, Settings, config_path
 from fal_proxy.stores import Store
 from fal_proxy.stores.opening import JournalError, open_store
 from fal_proxy.telemetry import Telemetry
+from fal_proxy.upstream.credentials import FalKey, FalKeys, fal_keys
 from fal_proxy.upstream.dial import Dialer, Route
 from fal_proxy.upstream.engine import Engine
+from fal_proxy.upstream.keys import KeyPool
 
 # What our own server adds to the scope; other servers lack it and we do without.
 EXTENSION = "fal_proxy"
@@ -50,13 +52,14 @@ Scope = MutableMapping[str, Any]
 class App:
     """The ASGI application. Close it with its lifespan, or with `await close()`.
 
-    `admin` is another one, for a listener of its own; `metrics` is what it shows.
+    `admin` is another one, for a listener of its own; `metrics` is what it shows, `keys` what it calls fal with.
     """
 
     def __init__(self, gateway: Gateway, admin: Admin) -> None:
         self.admin = admin
         self.metrics = gateway.telemetry.metrics
         self.lifecycle = gateway.lifecycle
+        self.keys = gateway.keys
         self._gateway = gateway
         self._mount = gateway.mount
         self._settling: asyncio.Task[None] | None = None
@@ -118,15 +121,15 @@ class App:
             await reply.refuse(refusal)
 
     async def _answer_ready(self, reply: Reply) -> None:
-        reasons = []
+        reasons, ready = self.keys.reasons(), self.keys.usable() > 0
         if self.lifecycle.stage > Stage.SERVING:
-            reasons.append("the proxy is about to end")
+            reasons, ready = ["the proxy is about to end", *reasons], False
         try:
             await self._gateway.gate.store.ping()
         except StoreUnavailable:
-            reasons.append("the store does not answer")
-        status = {"status": "not ready" if reasons else "ready", "reasons": reasons}
-        await reply.own(503 if reasons else 200, msgspec.json.encode(status))
+            reasons, ready = ["the store does not answer", *reasons], False
+        state = {"status": "ready" if ready else "not ready", "reasons": reasons}
+        await reply.own(200 if ready else 503, msgspec.json.encode(state))
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
         while True:
@@ -165,13 +168,12 @@ def create_app(
     `key` replaces the environment's fal key; `store` what `state.url` names, and the app closes it. Raises Misconfigured
     with every error that `check` finds.
     """
-    environ = os.environ if environ is None else environ
+    environ = captured() if environ is None else environ
     report = check.examine(settings, config, environ, key=key)
     if report.errors:
         raise Misconfigured([f"{finding.path}: {finding.message}" for finding in report.errors])
     settings = report.settings
-    used = key or fal_key(environ)
-    assert used is not None, "check requires a key"  # noqa: S101 -- narrows the type
+    found = FalKeys((FalKey(key),)) if key else fal_keys(environ, [])
     site = Site(settings.server.public_url, settings.server.hosts, settings.cors.origins)
     folder = config_path(config, environ).parent
     try:
@@ -179,9 +181,11 @@ def create_app(
     except JournalError as error:
         raise Misconfigured([f"state.url: {error}"]) from error
     engine = Engine(Dialer(settings.upstream.connect_seconds))
-    telemetry = Telemetry(settings.plans, engine)
+    keys = KeyPool(found.keys, found.file)
+    telemetry = Telemetry(settings.plans, engine, keys)
+    key_guard = KeyGuard(telemetry.metrics.cut_for_key)
+    keys.listen(key_guard.watch_for)
     route = Route(environ.get(ENV_UPSTREAM))
-    token = environ.get(ENV_ADMIN_TOKEN)
     return App(
         Gateway(
             mount=settings.mount.encode(),
@@ -192,7 +196,8 @@ def create_app(
             storage_mode=settings.storage.mode,
             engine=engine,
             route=route,
-            key=used,
+            keys=keys,
+            key_guard=key_guard,
             patience=Patience(settings.upstream.head_seconds, settings.upstream.body_idle_seconds),
             max_body_bytes=settings.server.max_body_bytes,
             telemetry=telemetry,
@@ -204,12 +209,12 @@ def create_app(
                 network_factor=settings.identity.anonymous.network_factor,
                 ownership=settings.state.ownership == "strict",
             ),
-            settler=Settler(store, engine, route, used, charge_for, [ACCEPT_PLAIN, CLIENT_PROXY]),
+            settler=Settler(store, engine, route, keys, charge_for, [ACCEPT_PLAIN, CLIENT_PROXY]),
             guard=AddressGuard(),
             trusted_proxies=TrustedProxies(settings.server.trusted_proxies),
             lifecycle=Lifecycle(),
         ),
-        Admin(settings.admin.host, Secret(token) if token else None, telemetry.metrics),
+        Admin(settings.admin.host, admin_token(environ, []), telemetry.metrics),
     )
 
 
@@ -225,7 +230,7 @@ def _identities(settings: Settings, site: Site, folder: Path, environ: Mapping[s
         "key": lambda: UserKeys(folder / identity.key.file),
         "jwt": lambda: JwtBearers.of(identity.jwt),
         "forward": lambda: ForwardAuth.of(identity.forward),
-        "header": lambda: TrustedHeader(identity.header, header_secret(environ)),
+        "header": lambda: TrustedHeader(identity.header, header_secret(environ, [])),
         "anonymous": anonymous,
     }
     whole = "forward" in identity.sources and "authorization" in map(str.lower, identity.forward.headers)

@@ -15,7 +15,7 @@ from pathlib import Path
 from fal_proxy.admin import is_loopback
 from fal_proxy.admission.limits import CLASSES, parse_budget
 from fal_proxy.admission.rates import parse_rates
-from fal_proxy.environment import MIN_SECRET_BYTES, Secret, fal_key, header_secret, signing_secrets
+from fal_proxy.environment import MIN_SECRET_BYTES, Secret, admin_token, header_secret, signing_secrets
 from fal_proxy.identity import DEFAULT_PLAN
 from fal_proxy.identity.findings import judge_sources, named_elsewhere
 from fal_proxy.identity.key import KeyFileError, KeyRecord, read
@@ -25,6 +25,7 @@ from fal_proxy.policy import inputs, pricing
 from fal_proxy.policy.endpoints import Globs
 from fal_proxy.policy.origin import Site
 from fal_proxy.policy.plans import compile_plan
+from fal_proxy.relay.guard import RUN_CHARS
 from fal_proxy.settings import (
     ENV_ADMIN_TOKEN,
     ENV_SECRET,
@@ -34,7 +35,7 @@ from fal_proxy.settings import (
     config_path,
 )
 from fal_proxy.stores.opening import folder_of, is_shared
-from fal_proxy.upstream.credentials import is_sendable
+from fal_proxy.upstream.credentials import FalKey, FalKeys, fal_keys, is_sendable, secret_half
 from fal_proxy.upstream.dial import Route
 
 _MOUNT = re.compile(r"(?:/(?!\.\.?(?:/|$))[A-Za-z0-9\-._~]+)+")
@@ -79,7 +80,8 @@ def examine(
     else:
         report = Report(settings)
     _judge_values(report)
-    _judge_secrets(report, environ, key or fal_key(environ))
+    _judge_keys_of_fal(report, environ, key)
+    _judge_secrets(report, environ)
     _judge_plans(report)
     _judge_money(report)
     _judge_state(report, config_path(config, environ).parent)
@@ -87,7 +89,7 @@ def examine(
         for fault in inputs.faults(rule):
             report.error(f"inputs[{index}]", fault)
     _judge_sources(report, config_path(config, environ).parent, environ)
-    _judge_admin(report, environ.get(ENV_ADMIN_TOKEN, ""))
+    _judge_admin(report, admin_token(environ, report.findings))
     return report
 
 
@@ -114,8 +116,8 @@ def _judge_values(report: Report) -> None:
         report.attempt("server.trusted_proxies", partial(TrustedProxies, [network]))
 
 
-def _judge_admin(report: Report, token: str) -> None:
-    admin = report.settings.admin
+def _judge_admin(report: Report, secret: Secret | None) -> None:
+    admin, token = report.settings.admin, secret.reveal() if secret else ""
     if not 0 <= admin.port <= 65535:
         report.error("admin.port", "must be 0 (off) to 65535")
     if token and (len(token) < MIN_SECRET_BYTES or not token.isascii() or not token.isprintable() or " " in token):
@@ -127,11 +129,19 @@ def _judge_admin(report: Report, token: str) -> None:
             report.error("admin.host", f"is not loopback, so it needs {ENV_ADMIN_TOKEN}; or set admin.port = 0")
 
 
-def _judge_secrets(report: Report, environ: Mapping[str, str], key: Secret | None) -> None:
+def _judge_keys_of_fal(report: Report, environ: Mapping[str, str], key: Secret | None) -> None:
     if key is None:
-        report.error("FAL_KEY", "no fal key: set FAL_KEY, or FAL_KEY_ID and FAL_KEY_SECRET")
-    elif not is_sendable(key):
-        report.error("FAL_KEY", "is no fal key: it must look like <id>:<secret>")
+        found = fal_keys(environ, report.findings)
+    else:
+        found = FalKeys((FalKey(key),))
+        if not is_sendable(key):
+            report.error("FAL_KEY", "is no fal key: it must look like <id>:<secret>")
+    if any(len(secret_half(each.secret)) < RUN_CHARS for each in found.keys):
+        where = "FAL_KEY_FILE" if found.file else "FAL_KEY"
+        report.warn(where, f"fal's keys are longer; the guard does not look for a secret of less than {RUN_CHARS}")
+
+
+def _judge_secrets(report: Report, environ: Mapping[str, str]) -> None:
     if "anonymous" in report.settings.identity.sources and not signing_secrets(environ, report.findings):
         report.error(ENV_SECRET, "anonymous callers need a signing secret: set it to 32 random bytes, in hex")
     if upstream := environ.get(ENV_UPSTREAM):
@@ -198,7 +208,7 @@ def _judge_sources(report: Report, folder: Path, environ: Mapping[str, str]) -> 
         report.error("identity.sources", "lists a source twice")
     if "key" in sources:
         _judge_keys(report, folder / settings.identity.key.file)
-    report.findings += judge_sources(settings, header_secret(environ))
+    report.findings += judge_sources(settings, header_secret(environ, report.findings))
     report.access += [f"{who}: {_opens(settings, DEFAULT_PLAN)}" for who in named_elsewhere(settings.identity)]
     if "anonymous" in sources:
         plan = settings.identity.anonymous.plan

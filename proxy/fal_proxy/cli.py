@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
 import secrets
 import sys
 import tempfile
@@ -21,8 +20,9 @@ import click
 from fal_proxy import check as checks
 from fal_proxy._version import __version__
 from fal_proxy.app import App, create_app
-from fal_proxy.environment import Secret
+from fal_proxy.environment import SECRET_VARIABLES, Secret, captured, secret_in_url, shared_secrets
 from fal_proxy.errors import Misconfigured
+from fal_proxy.hardening import forbid_core_dumps, forget_variables
 from fal_proxy.identity import key as user_keys
 from fal_proxy.server import ADMIN_CONNECTIONS, Drain, Listener, bind
 from fal_proxy.server import serve as run_server
@@ -38,8 +38,11 @@ from fal_proxy.settings import (
 )
 from fal_proxy.telemetry.access import LOGGER as ACCESS_LOGGER
 from fal_proxy.telemetry.lines import LineWriter
+from fal_proxy.telemetry.masking import SecretMask
+from fal_proxy.upstream.credentials import secret_half
 
 EXIT_MISCONFIGURED = 3
+_mask = SecretMask()  # on every handler of this process
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -74,6 +77,8 @@ def _stop(findings: list[str]) -> NoReturn:
 def main() -> None:
     """Let browser apps use fal.ai without ever holding the fal key."""
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(_mask)
 
 
 @main.command()
@@ -84,11 +89,15 @@ def main() -> None:
 @_refusing
 def serve(config: str | None, host: str | None, port: int | None, reuse_port: bool) -> None:
     """Serve with file and environment as configured; refuses to start while anything is open by mistake."""
-    report = checks.examine(None, config, os.environ)
+    environ = captured()
+    forbid_core_dumps()
+    report = checks.examine(None, config, environ)
     for finding in report.findings:
         if finding.level == "warning":
             click.echo(f"fal-proxy: warning: {finding.path}: {finding.message}", err=True)
-    app = create_app(config=config)
+    app = create_app(config=config, environ=environ)
+    _mask_secrets(app, [*shared_secrets(environ), *secret_in_url(report.settings.state.url)])
+    forget_variables(SECRET_VARIABLES)
     server = report.settings.server
     sock = bind(host or server.host, server.port if port is None else port, reuse_port=reuse_port)
     listener = Listener(app, sock, trusted_proxies=server.trusted_proxies, lifecycle=app.lifecycle)
@@ -169,7 +178,7 @@ def emulate(host: str, port: int, public_url: str | None, speed: float, seed: in
 @_refusing
 def check(config: str | None, as_json: bool) -> None:
     """Judge file and environment: every finding, and who may do what. Exit 0 with warnings, 3 with errors."""
-    report = checks.examine(None, config, os.environ)
+    report = checks.examine(None, config, captured())
     if as_json:
         findings = [finding._asdict() for finding in report.findings]
         click.echo(json.dumps({"findings": findings, "access": report.access}))
@@ -198,7 +207,7 @@ def add_key(name: str, plan: str, config: str | None) -> None:
     path, settings = _key_file(config)
     if plan not in settings.plans:
         raise Misconfigured(
-            [f"there is no plan called {plan!r}: add [plans.{plan}] to {config_path(config, os.environ)}"]
+            [f"there is no plan called {plan!r}: add [plans.{plan}] to {config_path(config, captured())}"]
         )
     click.echo(user_keys.add(path, name, plan))
 
@@ -222,10 +231,11 @@ def revoke_key(name: str, config: str | None) -> None:
 
 
 def _key_file(config: str | None) -> tuple[Path, Settings]:
-    settings, findings = Settings.load(config)
+    environ = captured()
+    settings, findings = Settings.load(config, environ)
     if errors := [f"{finding.path}: {finding.message}" for finding in findings if finding.level == "error"]:
         raise Misconfigured(errors)
-    return config_path(config, os.environ).parent / settings.identity.key.file, settings
+    return config_path(config, environ).parent / settings.identity.key.file, settings
 
 
 def _admin_listener(settings: Settings, app: App) -> Listener | None:
@@ -240,11 +250,21 @@ def _admin_listener(settings: Settings, app: App) -> Listener | None:
 def _access_lines() -> LineWriter:
     """Send access lines to stdout, and nowhere else; they wait until the first line of stdout is written."""
     lines = LineWriter(sys.stdout)
+    lines.addFilter(_mask)
     logger = logging.getLogger(ACCESS_LOGGER)
     logger.addHandler(lines)
     logger.setLevel(logging.INFO)
     logger.propagate = False
     return lines
+
+
+def _mask_secrets(app: App, others: list[Secret]) -> None:
+    _mask.learn(secret.reveal() for secret in others)
+
+    def learn(keys: list[Secret]) -> None:
+        _mask.learn([text for key in keys for text in (key.reveal(), secret_half(key))], of=app)
+
+    app.keys.listen(learn)
 
 
 def _announce(listener: Listener) -> None:

@@ -1,15 +1,24 @@
-"""What only the environment may hold: the fal key and the secrets we share, in a type that cannot be printed."""
+"""What only the environment may hold: our secrets, in a type that cannot be printed, and where they are read from.
+
+Every secret may stand in a variable or, better, in the file that the variable with `_FILE` names. The environment is
+captured once; nothing else looks into `os.environ`. The fal keys' form is `upstream.credentials`'s to know.
+"""
 
 from __future__ import annotations
 
+import os
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 from fal_proxy.loading import Finding
-from fal_proxy.settings import ENV_HEADER_SECRET, ENV_SECRET, ENV_SECRET_FILE
+from fal_proxy.settings import ENV_ADMIN_TOKEN, ENV_HEADER_SECRET, ENV_SECRET, ENV_SECRETS, ENV_STATE, FILE
 
 MIN_SECRET_BYTES = 16
+# What may hold a secret, and is taken out of its environment by `serve`; the URL of Redis may hold a password.
+SECRET_VARIABLES = (*ENV_SECRETS, "FAL_KEY", "FAL_KEY_SECRET", ENV_STATE, "FAL_PROXY_STATE__URL")
 
 
 class Secret:
@@ -36,29 +45,76 @@ class Secret:
         raise TypeError("a Secret does not leave its process")
 
 
-def fal_key(environ: Mapping[str, str]) -> Secret | None:
-    """Return the fal key from FAL_KEY, or from FAL_KEY_ID and FAL_KEY_SECRET; None without one."""
-    if key := environ.get("FAL_KEY", "").strip():
-        return Secret(key)
-    name, secret = environ.get("FAL_KEY_ID", "").strip(), environ.get("FAL_KEY_SECRET", "").strip()
-    return Secret(f"{name}:{secret}") if name and secret else None
+def captured() -> dict[str, str]:
+    """Return the environment as it is now; call it once, at the start."""
+    return dict(os.environ)
 
 
 def signing_secrets(environ: Mapping[str, str], findings: list[Finding]) -> tuple[Secret, ...]:
     """Return the signing secrets, oldest first (the last one signs), from the variable or the file it names."""
-    text = environ.get(ENV_SECRET, "")
-    if not text and (name := environ.get(ENV_SECRET_FILE)):
-        try:
-            text = Path(name).read_text("utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            findings.append(Finding("error", ENV_SECRET_FILE, f"cannot be read: {error}"))
+    text = _text(environ, ENV_SECRET, findings)
     secrets = tuple(Secret(part.strip()) for part in text.replace("\n", ",").split(",") if part.strip())
     if any(len(secret.reveal().encode()) < MIN_SECRET_BYTES for secret in secrets):
         findings.append(Finding("error", ENV_SECRET, f"each secret needs at least {MIN_SECRET_BYTES} bytes"))
     return secrets
 
 
-def header_secret(environ: Mapping[str, str]) -> Secret | None:
+def header_secret(environ: Mapping[str, str], findings: list[Finding]) -> Secret | None:
     """Return what `identity.header.secret_header` must hold; None without one."""
-    value = environ.get(ENV_HEADER_SECRET, "").strip()
+    value = _text(environ, ENV_HEADER_SECRET, findings)
     return Secret(value) if value else None
+
+
+def admin_token(environ: Mapping[str, str], findings: list[Finding]) -> Secret | None:
+    """Return what opens the admin listener; None without one."""
+    value = _text(environ, ENV_ADMIN_TOKEN, findings)
+    return Secret(value) if value else None
+
+
+def shared_secrets(environ: Mapping[str, str]) -> list[Secret]:
+    """Return all of these that are set, wherever they are used."""
+    ignored: list[Finding] = []
+    single = [header_secret(environ, ignored), admin_token(environ, ignored)]
+    return [*signing_secrets(environ, ignored), *(secret for secret in single if secret is not None)]
+
+
+def secret_in_url(url: str) -> list[Secret]:
+    """Return the password of a URL, as it is written and as it is meant."""
+    try:
+        password = urlsplit(url).password
+    except ValueError:
+        password = None
+    return [Secret(password), Secret(unquote(password))] if password else []
+
+
+def judge_file(path: Path, variable: str, findings: list[Finding]) -> None:
+    """Note a file of secrets that others on this machine can read."""
+    if stat.S_IMODE(path.stat().st_mode) & 0o077:
+        findings.append(Finding("warning", variable, "others on this machine can read the file: chmod 600"))
+
+
+def fingerprint(path: Path) -> tuple[int, int, int] | None:
+    """Return what changes whenever a file does; None for what is no file, or not there."""
+    try:
+        state = path.stat()
+    except OSError:
+        return None
+    return (state.st_mtime_ns, state.st_size, state.st_ino) if stat.S_ISREG(state.st_mode) else None
+
+
+def _text(environ: Mapping[str, str], name: str, findings: list[Finding]) -> str:
+    """Return what the variable or its file holds, without surrounding space."""
+    text, file = environ.get(name, "").strip(), environ.get(name + FILE, "")
+    if not file:
+        return text
+    if text:
+        findings.append(Finding("error", name + FILE, f"and {name} are both set: which one is meant?"))
+        return text
+    try:
+        text = Path(file).read_text("utf-8").strip()
+        judge_file(Path(file), name + FILE, findings)
+    except OSError as error:
+        findings.append(Finding("error", name + FILE, f"cannot be read: {error.strerror or error}"))
+    except UnicodeDecodeError:  # its text would show a piece of the file
+        findings.append(Finding("error", name + FILE, "cannot be read: it is no UTF-8"))
+    return text

@@ -55,6 +55,7 @@ ERROR_TYPES: dict[str, ErrorType] = {
     "upstream_unreachable": ErrorType(502, "fal could not be reached, or left before answering"),
     "upstream_invalid": ErrorType(502, "fal answered with something that cannot be passed on"),
     "store_unavailable": ErrorType(503, "what counts and remembers cannot answer; repeat after `retry-after`"),
+    "no_usable_key": ErrorType(503, "fal accepts none of this proxy's keys right now; repeat after `retry-after`"),
     "identity_unavailable": ErrorType(503, "who is calling cannot be found out right now; repeat after `retry-after`"),
     "draining": ErrorType(503, "this proxy is about to end; repeat after `retry-after`"),
     "upstream_timeout": ErrorType(504, "fal did not answer in time"),

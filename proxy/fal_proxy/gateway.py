@@ -22,7 +22,6 @@ from fal_proxy.address_guard import AddressGuard
 from fal_proxy.admission.accounts import Account
 from fal_proxy.admission.gate import Gate
 from fal_proxy.admission.settler import Settler
-from fal_proxy.environment import Secret
 from fal_proxy.errors import ClientGone, Refusal, render
 from fal_proxy.exchange import Addressed, Caller, Ending, Exchange, Request, Target
 from fal_proxy.headers import Headers
@@ -34,12 +33,13 @@ from fal_proxy.policy.origin import Site, judge_cross_site
 from fal_proxy.policy.plans import CompiledPlan, closed_plan, permit
 from fal_proxy.policy.pricing import Prices, charge_for, reservation_microusd
 from fal_proxy.policy.target import resolve
+from fal_proxy.relay.guard import KeyGuard
 from fal_proxy.relay.http import Outgoing, Patience, Reset, relay
 from fal_proxy.relay.inbound import Inbound, OnDeparture, Receive, Send
 from fal_proxy.telemetry import Telemetry
-from fal_proxy.upstream.credentials import authorization
 from fal_proxy.upstream.dial import Route
 from fal_proxy.upstream.engine import Engine
+from fal_proxy.upstream.keys import KeyPool
 
 TARGET_HEADER = b"x-fal-target-url"
 CLIENT_PROXY = (b"x-fal-client-proxy", f"fal-proxy/{__version__}".encode())
@@ -61,7 +61,8 @@ class Gateway:
     storage_mode: str
     engine: Engine
     route: Route
-    key: Secret
+    keys: KeyPool
+    key_guard: KeyGuard
     patience: Patience
     max_body_bytes: int
     telemetry: Telemetry
@@ -105,12 +106,16 @@ class Gateway:
             outgoing = self._prepare(request, target, plan, announced)
             inbound = Inbound(receive, self.max_body_bytes, announced, on_departure)
             outgoing, amount, price = await self._judge_input(request, target, plan.name, inbound, outgoing)
+            key = None if target.request_id else self.keys.choose()  # a job has a key already
             grant = await self.gate.admit(caller, plan.name, target, amount, price)
             reply.limits = grant.headers
-            account = Account(self.gate.store, grant, exchange, caller, target, charge_for)
+            key = key or self.keys.of_job(grant.record.key_id if grant.record else "")
+            outgoing = outgoing.signed(key)
+            account = Account(self.gate.store, grant, exchange, caller, target, charge_for, key.id)
             self.settler.opened(grant.entry_id)
+            down, guard = reply.head, self.key_guard
             try:
-                await relay(self.engine, outgoing, inbound, send, reply.head, self.patience, exchange, account)
+                await relay(self.engine, outgoing, inbound, send, down, self.patience, exchange, account, guard)
             finally:
                 await account.close()
                 self.settler.closed(grant.entry_id)
@@ -200,13 +205,13 @@ class Gateway:
         return outgoing, reservation_microusd(price, given), str(price.usd)
 
     def _prepare(self, request: Request, target: Target, plan: CompiledPlan, announced: int | None) -> Outgoing:
-        """Build the upstream request: the caller's fields by allow-list, ours after them, the key last."""
+        """Build the upstream request: the caller's fields by allow-list, ours after them; the key is still missing."""
         if announced is not None and announced > self.max_body_bytes and target.kind.traits.json_body:
             raise Refusal("body_too_large", f"the body exceeds {self.max_body_bytes} bytes (server.max_body_bytes)")
         request.one(b"content-type")
         origin, path_and_query = self.route.to(target.host, target.path_and_query)
         passed = fields.to_upstream(request.headers, optional=plan.allow_headers)
-        passed += [ACCEPT_PLAIN, CLIENT_PROXY, authorization(self.key)]
+        passed += [ACCEPT_PLAIN, CLIENT_PROXY]
         return Outgoing(request.method.encode("ascii"), origin, path_and_query, passed, target, announced)
 
 

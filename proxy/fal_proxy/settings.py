@@ -23,15 +23,14 @@ MIB = 1024 * KIB
 
 # What the environment holds beside the settings themselves.
 ENV_SECRET = "FAL_PROXY_SECRET"  # noqa: S105 -- the name of the variable, not a secret
-ENV_SECRET_FILE = "FAL_PROXY_SECRET_FILE"  # noqa: S105 -- as above
 ENV_HEADER_SECRET = "FAL_PROXY_HEADER_SECRET"  # noqa: S105 -- as above
 ENV_UPSTREAM = "FAL_PROXY_UPSTREAM"
 ENV_ADMIN_TOKEN = "FAL_PROXY_ADMIN_TOKEN"  # noqa: S105 -- as above
 ENV_CONFIG = "FAL_PROXY_CONFIG"
 ENV_STATE = "FAL_PROXY_STATE"  # another spelling of state.url
-_ENV_RESERVED = frozenset(
-    [ENV_SECRET, ENV_SECRET_FILE, ENV_HEADER_SECRET, ENV_UPSTREAM, ENV_CONFIG, ENV_STATE, ENV_ADMIN_TOKEN]
-)
+ENV_SECRETS = (ENV_SECRET, ENV_HEADER_SECRET, ENV_ADMIN_TOKEN)
+FILE = "_FILE"  # a secret may stand in the file that this variable of its name names
+_ENV_RESERVED = frozenset([ENV_UPSTREAM, ENV_CONFIG, ENV_STATE, *ENV_SECRETS, *(name + FILE for name in ENV_SECRETS)])
 _HOST_NAME = re.compile(r"[a-z0-9._\-]+|[0-9a-f:.]+")  # the second: IPv6, without its brackets
 
 

@@ -118,7 +118,7 @@ class Money(RuleBasedStateMachine):
             return refusal.error_type if memory(self.store.state, self.now) == before else "changed something"
 
     def account(self, caller: Caller, target: Target, grant: Grant) -> Account:
-        return Account(self.store, grant, Exchange(self.loop.time), caller, target, charge_for)
+        return Account(self.store, grant, Exchange(self.loop.time), caller, target, charge_for, "")
 
     def carry(self, account: Account, said: Said, units: str, *, written: bool = True, piece: int = 9) -> None:
         """Let an answer pass as the relay does, and close the account."""

@@ -21,6 +21,8 @@ from fal_proxy.environment import Secret
 from fal_proxy.errors import UpstreamCut
 from fal_proxy.stores import Store
 from fal_proxy.upstream.answer import Head
+from fal_proxy.upstream.credentials import FalKey
+from fal_proxy.upstream.keys import Key, KeyPool
 
 LEASE = 3600.0  # of a job, from its submit
 OWNERSHIP = 86400.0
@@ -249,7 +251,7 @@ class AskedSettler(Settler):
 
     def __init__(self, store: Store, charge: Charge) -> None:
         nothing: Any = None
-        super().__init__(store, nothing, nothing, Secret("none"), charge, [])
+        super().__init__(store, nothing, nothing, KeyPool([FalKey(Secret("no:key"))]), charge, [])
 
     async def ask(self, jobs: Mapping[str, Job], status: Said, result: Said) -> list[Job]:
         """Take one turn; return the jobs whose status was asked for."""
@@ -258,7 +260,7 @@ class AskedSettler(Settler):
         await self.turn()
         return self._asked
 
-    async def _get(self, path: bytes, *, keep: bool) -> tuple[Head, bytes, bool]:
+    async def _get(self, path: bytes, key: Key, *, keep: bool) -> tuple[Head, bytes, bool]:
         job = self._jobs[path.decode().removesuffix("/status")]
         said = self._result
         if path.endswith(b"/status"):

@@ -70,13 +70,21 @@ def open_settings(folder: Path) -> Settings:
 
 @contextlib.asynccontextmanager
 async def proxied(
-    upstream: str, folder: Path, settings: Settings | None = None, environ: Mapping[str, str] | None = None
+    upstream: str,
+    folder: Path,
+    settings: Settings | None = None,
+    environ: Mapping[str, str] | None = None,
+    *,
+    key: Secret | None = FAL_KEY,
 ) -> AsyncIterator[Proxy]:
-    """Run a proxy whose every host is reached below `upstream`; `folder` holds its key file."""
+    """Run a proxy whose every host is reached below `upstream`; `folder` holds its key file.
+
+    Without `key`, the fal keys are those of `environ`.
+    """
     settings = settings or open_settings(folder)
     user_key = add(folder / "users.toml", "ada", next(iter(settings.plans)))
     surroundings = {"FAL_PROXY_SECRET": SIGNING_SECRET, "FAL_PROXY_UPSTREAM": upstream, **(environ or {})}
-    app = CanaryWatch(create_app(settings, environ=surroundings, key=FAL_KEY))
+    app = CanaryWatch(create_app(settings, environ=surroundings, key=key))
     async with serving(Listener(app, bind("127.0.0.1", 0))) as origin:
         yield Proxy(origin, user_key, app.app)
     assert not app.leaks, f"the fal key went down to a caller: {app.leaks}"

@@ -35,7 +35,7 @@ def found(report: Report, level: str) -> list[str]:
 
 GOOD: list[tuple[str, Mapping[str, str], list[str], str]] = [
     (KEYS_ONLY, ENVIRON, [], "keys need neither a signing secret nor a name"),
-    (KEYS_ONLY, {"FAL_KEY_ID": "a", "FAL_KEY_SECRET": "b", "FAL_PROXY_STATE": "memory://s"}, [], "the key in halves"),
+    (KEYS_ONLY, {"FAL_KEY_ID": "a", "FAL_KEY_SECRET": FAL_KEY_SECRET, "FAL_PROXY_STATE": "memory://s"}, [], "the key in halves"),
     (ANONYMOUS, ENVIRON, ["identity.anonymous"], "strangers are worth a word"),
     (BOTH, ENVIRON, ["identity.anonymous"], "both"),
     (ANONYMOUS.replace("public_url = 'https://p.example'", "hosts = ['p.example', '[::1]', '*']"), ENVIRON,
@@ -69,6 +69,12 @@ BAD: list[tuple[str, Mapping[str, str], list[str], str]] = [
     (KEYS_ONLY, ENVIRON | {"FAL_KEY": ":b"}, ["FAL_KEY"], "half of it missing"),
     (KEYS_ONLY, ENVIRON | {"FAL_KEY": "a:"}, ["FAL_KEY"], "the other half"),
     (KEYS_ONLY, ENVIRON | {"FAL_KEY": "a:\u00e9"}, ["FAL_KEY"], "not ASCII"),
+    (KEYS_ONLY, ENVIRON | {"FAL_KEY_FILE": "/x"}, ["FAL_KEY"], "which of the two"),
+    (KEYS_ONLY, ENVIRON | {"FAL_KEY_SECRET": "b"}, ["FAL_KEY", "FAL_KEY_ID"], "one and a half"),
+    (KEYS_ONLY, {**_without("FAL_KEY"), "FAL_KEY_FILE": "/nonexistent/x"}, ["FAL_KEY_FILE"], "no such file"),
+    (KEYS_ONLY, ENVIRON | {"FAL_PROXY_ADMIN_TOKEN_FILE": "/nonexistent/x"}, ["FAL_PROXY_ADMIN_TOKEN_FILE"], "nor this"),
+    (KEYS_ONLY, ENVIRON | {"FAL_PROXY_HEADER_SECRET_FILE": "/nonexistent/x"}, ["FAL_PROXY_HEADER_SECRET_FILE"], "nor this"),
+    (ANONYMOUS, ENVIRON | {"FAL_PROXY_SECRET_FILE": "/nonexistent/x"}, ["FAL_PROXY_SECRET_FILE"], "which of the two"),
     (ANONYMOUS, _without("FAL_PROXY_SECRET"), ["FAL_PROXY_SECRET"], "cookies must be signed"),
     (ANONYMOUS, ENVIRON | {"FAL_PROXY_SECRET": "short"}, ["FAL_PROXY_SECRET"], "guessable"),
     (ANONYMOUS, ENVIRON | {"FAL_PROXY_SECRET": SIGNING_SECRET + ",x"}, ["FAL_PROXY_SECRET"], "one of them guessable"),

@@ -11,7 +11,7 @@ from fal_proxy.check import examine
 from fal_proxy.settings import ENV_HEADER_SECRET, Settings
 
 GOOD = {
-    "FAL_KEY": "id:secret",
+    "FAL_KEY": "id:a-secret-of-24-characters",
     "FAL_PROXY_STATE": "memory://state",
     "FAL_PROXY_SERVER__PUBLIC_URL": "https://app.example.com",
     "FAL_PROXY_PLANS": '{"default": {"endpoints": ["fal-ai/flux/**"]}}',

@@ -30,6 +30,7 @@ class Account:
     caller: Caller
     target: Target
     charge: Charge
+    key_id: str  # of the fal key that the request goes up with
     _recorded: bool = False
     _closed: bool = False
     _passed: bytes = b""
@@ -87,7 +88,7 @@ class Account:
         apps = tuple(dict.fromkeys([app_of(self.target.endpoint_id), submitted.app]))
         path = f"/{submitted.app}/requests/{submitted.request_id}"
         owners = self.caller.owners
-        record = Record(submitted.request_id, apps, owners, self.grant.entry_id, self.grant.price, path, key_id="")
+        record = Record(submitted.request_id, apps, owners, self.grant.entry_id, self.grant.price, path, self.key_id)
         try:
             await self.store.submitted(record)
         except StoreUnavailable as error:

@@ -12,14 +12,13 @@ import logging
 from fal_proxy.admission import ledger
 from fal_proxy.admission.accounts import Charge
 from fal_proxy.admission.jobs import is_completed
-from fal_proxy.environment import Secret
-from fal_proxy.errors import StoreUnavailable, UpstreamError
+from fal_proxy.errors import Refusal, StoreUnavailable, UpstreamError
 from fal_proxy.headers import Headers, billable_units, values
 from fal_proxy.stores import Outcome, Record, Store
 from fal_proxy.upstream.answer import Head
-from fal_proxy.upstream.credentials import authorization
 from fal_proxy.upstream.dial import Route
 from fal_proxy.upstream.engine import Engine
+from fal_proxy.upstream.keys import Key, KeyPool
 
 TICK_SECONDS = 1.0
 RENEW_SECONDS = 20.0
@@ -34,12 +33,14 @@ _log = logging.getLogger("fal_proxy.settler")
 class Settler:
     """One per process; `run` until cancelled."""
 
-    def __init__(self, store: Store, engine: Engine, route: Route, key: Secret, charge: Charge, mark: Headers) -> None:
+    def __init__(
+        self, store: Store, engine: Engine, route: Route, keys: KeyPool, charge: Charge, mark: Headers
+    ) -> None:
         """Take `mark`: the fields that say who we are."""
         self._store = store
         self._engine = engine
         self._route = route
-        self._key = key
+        self._keys = keys
         self._charge = charge
         self._mark = mark
         self._open: set[str] = set()
@@ -81,11 +82,14 @@ class Settler:
 
     async def _settle(self, record: Record) -> None:
         try:
-            head, body, _ = await self._get(record.path.encode() + b"/status", keep=True)
+            key = self._keys.of_job(record.key_id)
+            head, body, whole = await self._get(record.path.encode() + b"/status", key, keep=True)
+            named = bool(values(head.headers, b"x-fal-request-id"))
+            key.answered(head.status, body if whole else b"", from_job=named, paid=False)
             if not 200 <= head.status < 300 or not is_completed(body):
                 return
             await self._store.completed(record.request_id)
-            head, _, whole = await self._get(record.path.encode(), keep=False)
+            head, _, whole = await self._get(record.path.encode(), key, keep=False)
             units = billable_units(head.headers)
             ending = ledger.Ending(written=True, status=head.status, whole=whole, billed=units is not None)
             named = bool(values(head.headers, b"x-fal-request-id"))
@@ -94,17 +98,17 @@ class Settler:
                 billed = outcome is Outcome.BILLED and record.price and units
                 amount = self._charge(record.price, units) if billed and units else 0
                 await self._store.settle(record.entry_id, outcome, amount)
-        except (UpstreamError, StoreUnavailable):
+        except (UpstreamError, StoreUnavailable, Refusal):  # a Refusal: no key is usable
             pass  # its next turn comes
 
-    async def _get(self, path: bytes, *, keep: bool) -> tuple[Head, bytes, bool]:
+    async def _get(self, path: bytes, key: Key, *, keep: bool) -> tuple[Head, bytes, bool]:
         """Return head, body (if kept) and whether the answer was whole. Raises UpstreamError before the head."""
         origin, target = self._route.to(_HOST, path)
         call = await self._engine.open(origin)
         parts: list[bytes] = []
         size = 0
         try:
-            fields = [(b"accept", b"application/json"), *self._mark, authorization(self._key)]
+            fields = [(b"accept", b"application/json"), *self._mark, key.field]
             call.start(b"GET", target, fields, length=0)
             head = await call.head(_HEAD_SECONDS)
             try:

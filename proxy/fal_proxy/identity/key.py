@@ -23,6 +23,7 @@ from typing import NamedTuple
 
 import tomlkit
 
+from fal_proxy.environment import fingerprint
 from fal_proxy.exchange import Caller, Request
 from fal_proxy.identity import Presented
 
@@ -51,7 +52,7 @@ class UserKeys:
     def __init__(self, path: Path) -> None:
         """Read the file if it is there. Raises KeyFileError for a malformed one, OSError for an unreadable one."""
         self._path = path
-        self._state = _fingerprint(path)
+        self._state = fingerprint(path)
         self._by_hash = _index(read(path))
 
     async def identify(self, presented: Presented) -> Caller | None:
@@ -74,7 +75,7 @@ class UserKeys:
         """Hold nothing open."""
 
     def _refresh(self) -> None:
-        state = _fingerprint(self._path)
+        state = fingerprint(self._path)
         if state == self._state:
             return
         try:
@@ -150,14 +151,6 @@ def revoke(path: Path, name: str) -> None:
 
 def _index(records: list[KeyRecord]) -> dict[str, KeyRecord]:
     return {record.hash: record for record in records}
-
-
-def _fingerprint(path: Path) -> tuple[int, int, int] | None:
-    try:
-        stat = path.stat()
-    except OSError:
-        return None
-    return stat.st_mtime_ns, stat.st_size, stat.st_ino
 
 
 @contextlib.contextmanager

@@ -13,6 +13,7 @@ What must never happen here, and where it is prevented:
   (`refusal_for`); and the head of submit, and of a run's JSON answer up to RUN_WHOLE_BYTES, goes down only when the
   answer was read whole.
 - A cut answer looks whole: after the head, a broken upstream resets the caller's connection (`Reset`).
+- One of our keys goes down: the guard judges the head, and every piece of the body before it is sent.
 
 The relay repeats nothing, with one exception: on a reused connection that died before any answer, an unpaid GET is sent
 once more on a fresh one; so is a request of which no byte had been written.
@@ -22,6 +23,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -29,11 +31,13 @@ from fal_proxy.errors import ClientGone, FalProxyError, Refusal, UpstreamCut, Up
 from fal_proxy.exchange import Exchange, Kind, Target, Traits
 from fal_proxy.headers import Headers, billable_units, media_type, values
 from fal_proxy.relay.events import WholeCharacters
+from fal_proxy.relay.guard import KeyGuard, watched
 from fal_proxy.relay.inbound import Inbound, Send
 from fal_proxy.relay.whole import Whole, read_whole
 from fal_proxy.upstream.answer import Head
 from fal_proxy.upstream.dial import Origin
 from fal_proxy.upstream.engine import Call, Engine
+from fal_proxy.upstream.keys import Key
 
 JSON_WHOLE_BYTES = 256 * 1024
 _WATCHED = frozenset([Kind.STATUS, Kind.STATUS_STREAM, Kind.CANCEL])  # the books learn from what passes
@@ -60,10 +64,15 @@ class Outgoing:
     method: bytes
     origin: Origin
     path_and_query: bytes
-    headers: Headers = field(repr=False)  # the fal key is among them
+    headers: Headers = field(repr=False)
     target: Target
     announced_bytes: int | None  # by the caller; 0: no body, None: chunked
     judged: bytes | None = None  # a JSON body of ours instead of the caller's, of which nothing is left to read
+    key: Key | None = None  # whose field is the last of `headers`
+
+    def signed(self, key: Key) -> Outgoing:
+        """Return the request with a fal key, which goes last."""
+        return replace(self, headers=[*self.headers, key.field], key=key)
 
     def rebuilt(self, body: bytes) -> Outgoing:
         """Return the request with this JSON body, called JSON, instead of the caller's."""
@@ -100,6 +109,7 @@ async def relay(
     patience: Patience,
     exchange: Exchange,
     books: Books,
+    guard: KeyGuard,
 ) -> None:
     """Carry one exchange. Raises Refusal before the head went down, Reset after it, ClientGone for a departed caller.
 
@@ -115,14 +125,19 @@ async def relay(
             call, head = await _ask(engine, outgoing, upload, first, patience.until_head(kind), exchange)
             whole = await read_whole(call, head, kind, patience.body_idle_seconds)
             exchange.whole = whole.ended
+            if outgoing.key is not None:
+                said = whole.body if whole.ended else b""
+                outgoing.key.answered(head.status, said, from_job=exchange.named, paid=kind.traits.paid)
             if whole.ended:
                 await books.answered(head.status, whole.body)
                 await books.ended()
+            guard.judge_fields(head.headers)
+            guard.judge(whole.body)
         except UpstreamError as error:
             raise refusal_for(error, kind.traits) from error
         if inbound.gone:
             raise ClientGone
-        await _answer(call, head, whole, send, respond, patience.body_idle_seconds, exchange, books)
+        await _answer(call, head, whole, send, respond, patience.body_idle_seconds, exchange, books, guard)
     finally:
         upload.close()
 
@@ -255,41 +270,40 @@ async def _answer(
     idle_seconds: float,
     exchange: Exchange,
     books: Books,
+    guard: KeyGuard,
 ) -> None:
     """Send the answer down: head, what was read, and the rest as it comes."""
     bodiless = head.status in (204, 304)
     fields = (
         [field for field in head.headers if field[0] != b"content-length"] if whole.ended or bodiless else head.headers
     )
+
+    async def pass_on(data: bytes, *, more: bool = True) -> None:
+        exchange.bytes_down += len(data)
+        await send({"type": "http.response.body", "body": data, "more_body": more})
+
     if whole.ended:
         await respond(head.status, fields if bodiless else [*fields, (b"content-length", b"%d" % len(whole.body))])
-        exchange.bytes_down += len(whole.body)
-        await send({"type": "http.response.body", "body": whole.body})
+        await pass_on(whole.body, more=False)
         return
     await respond(head.status, fields)
     characters = WholeCharacters() if _is_event_stream(head) else None
-    watched = exchange.kind in _WATCHED
-    if whole.body:
-        exchange.bytes_down += len(whole.body)
-        await send({"type": "http.response.body", "body": whole.body, "more_body": True})
+    tells = exchange.kind in _WATCHED
     try:
-        while data := await call.read(idle_seconds):
-            if characters is not None and not (data := characters.feed(data)):
-                continue
-            if watched:
-                await books.passing(data)
-            exchange.bytes_down += len(data)
-            await send({"type": "http.response.body", "body": data, "more_body": True})
+        async with aclosing(watched(whole.body, lambda: call.read(idle_seconds), guard.watch())) as pieces:
+            async for data in pieces:
+                if characters is not None and not (data := characters.feed(data)):
+                    continue
+                if tells:
+                    await books.passing(data)
+                await pass_on(data)
     except (UpstreamError, Refusal) as error:  # a Refusal: the body that was still going up broke its cap
         if characters is not None and (rest := characters.rest()):
-            exchange.bytes_down += len(rest)
-            await send({"type": "http.response.body", "body": rest, "more_body": True})
+            await pass_on(rest)
         raise Reset(error.detail) from error
     exchange.whole = True
     await books.ended()
-    rest = characters.rest() if characters is not None else b""
-    exchange.bytes_down += len(rest)
-    await send({"type": "http.response.body", "body": rest})
+    await pass_on(characters.rest() if characters is not None else b"", more=False)
 
 
 def _is_event_stream(head: Head) -> bool:

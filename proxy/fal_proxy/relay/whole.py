@@ -12,6 +12,7 @@ from fal_proxy.upstream.engine import Call
 
 RUN_WHOLE_BYTES = 1024 * 1024
 ANSWER_WHOLE_BYTES = 1024 * 1024
+REFUSAL_WHOLE_BYTES = 16 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +32,8 @@ async def read_whole(call: Call, head: Head, kind: Kind, idle_seconds: float) ->
         if not whole.ended:
             raise UpstreamInvalid("upstream's answer is too large", written=True)
         return whole
+    if head.status in (401, 403):  # what may say that our key is refused
+        return await _read_up_to(call, REFUSAL_WHOLE_BYTES, idle_seconds)
     types = values(head.headers, b"content-type")
     if kind is Kind.RUN and types and media_type(types[0]).lower() == b"application/json":
         lengths = values(head.headers, b"content-length")

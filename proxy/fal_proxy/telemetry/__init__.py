@@ -7,17 +7,22 @@ from collections.abc import Callable, Collection
 
 from fal_proxy.exchange import Exchange
 from fal_proxy.telemetry.access import AccessLog
-from fal_proxy.telemetry.metrics import Metrics, Upstream
+from fal_proxy.telemetry.metrics import Keys, Metrics, Upstream
 
 
 class Telemetry:
     """The exchanges in progress, and the one place where each is recorded when it ends."""
 
     def __init__(
-        self, plans: Collection[str], upstream: Upstream, *, clock: Callable[[], float] = time.monotonic
+        self,
+        plans: Collection[str],
+        upstream: Upstream,
+        keys: Keys | None = None,
+        *,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.in_progress: set[Exchange] = set()
-        self.metrics = Metrics(plans, upstream, self.in_progress)
+        self.metrics = Metrics(plans, upstream, self.in_progress, keys)
         self.access = AccessLog()
         self._clock = clock
 

@@ -50,6 +50,13 @@ METRICS = {
         Row("fal_proxy_in_flight", "gauge", ("kind",), "requests in progress"),
         Row("fal_proxy_upstream_idle_connections", "gauge", (), "open connections to fal that wait for a request"),
         Row("fal_proxy_upstream_open_calls", "gauge", (), "requests to fal in progress"),
+        Row("fal_proxy_usable_keys", "gauge", (), "fal keys that take new work"),
+        Row("fal_proxy_resting_keys", "gauge", (), "fal keys set aside, because fal calls them invalid or locked"),
+        Row(
+            "fal_proxy_key_refusals_total", "counter", (), "answers of fal that call one of our keys invalid or locked"
+        ),
+        Row("fal_proxy_key_file_faults_total", "counter", (), "changes of FAL_KEY_FILE that could not be read"),
+        Row("fal_proxy_key_guard_cuts_total", "counter", (), "answers cut because they held a fal key of ours"),
     )
 }
 
@@ -76,6 +83,24 @@ class Upstream(Protocol):
         """Return the number of calls in progress."""
 
 
+class Keys(Protocol):
+    """What is asked of the pool of fal keys at each scrape."""
+
+    @property
+    def refused(self) -> int:
+        """Return how many answers called a key invalid or locked."""
+
+    @property
+    def file_faults(self) -> int:
+        """Return how many changes of the file could not be read."""
+
+    def usable(self) -> int:
+        """Return the number of keys that take new work."""
+
+    def resting(self) -> int:
+        """Return the number of keys that are set aside."""
+
+
 class _OfKind(NamedTuple):
     """The series of one kind, looked up once."""
 
@@ -88,8 +113,11 @@ class _OfKind(NamedTuple):
 class Metrics:
     """Counts exchanges as they end; what is in progress is counted when somebody looks."""
 
-    def __init__(self, plans: Collection[str], upstream: Upstream, in_progress: Collection[Exchange]) -> None:
+    def __init__(
+        self, plans: Collection[str], upstream: Upstream, in_progress: Collection[Exchange], keys: Keys | None = None
+    ) -> None:
         self._upstream = upstream
+        self._keys = keys
         self._in_progress = in_progress
         self._registry = CollectorRegistry(auto_describe=False)
         self._plans = frozenset(plans)
@@ -102,6 +130,12 @@ class Metrics:
         self._in_flight = self._gauge("fal_proxy_in_flight")
         self._idle = self._gauge("fal_proxy_upstream_idle_connections")
         self._calls = self._gauge("fal_proxy_upstream_open_calls")
+        self._usable = self._gauge("fal_proxy_usable_keys")
+        self._resting = self._gauge("fal_proxy_resting_keys")
+        self._refused = self._counter("fal_proxy_key_refusals_total")
+        self._file_faults = self._counter("fal_proxy_key_file_faults_total")
+        self._told = (0, 0)  # of the two above, as they stood at the last scrape
+        self._cuts = self._counter("fal_proxy_key_guard_cuts_total")
         self._outcomes: dict[tuple[str, str, Ending], Counter] = {}
         self._kinds: dict[str, _OfKind] = {}
         for plan in plans:
@@ -123,6 +157,10 @@ class Metrics:
         if exchange.cost_microusd is not None and exchange.plan in self._plans:
             self._cost.labels(exchange.plan).inc(exchange.cost_microusd)
 
+    def cut_for_key(self) -> None:
+        """Count an answer that held one of our keys."""
+        self._cuts.inc()
+
     def in_flight(self) -> dict[str, int]:
         """Return how many exchanges of each kind are in progress."""
         tally = Tally(exchange.kind_shown for exchange in self._in_progress)
@@ -134,6 +172,12 @@ class Metrics:
             self._in_flight.labels(kind).set(count)
         self._idle.set(self._upstream.idle)
         self._calls.set(self._upstream.open_calls)
+        if self._keys is not None:
+            self._usable.set(self._keys.usable())
+            self._resting.set(self._keys.resting())
+            told, self._told = self._told, (self._keys.refused, self._keys.file_faults)
+            self._refused.inc(self._told[0] - told[0])
+            self._file_faults.inc(self._told[1] - told[1])
         return generate_latest(_WithoutCreated(self._registry))
 
     def _of_kind(self, kind: str) -> _OfKind:

@@ -236,6 +236,7 @@ def test_signing_secrets_come_oldest_first_from_variable_or_file(tmp_path: Path)
     old, new = "o" * 16, "n" * 16
     file = tmp_path / "secrets"
     file.write_text(f"{old}\n{new}\n")
+    file.chmod(0o600)
     for environ in ({"FAL_PROXY_SECRET": f" {old}, {new},"}, {"FAL_PROXY_SECRET_FILE": str(file)}):
         findings: list[Finding] = []
         assert [secret.reveal() for secret in signing_secrets(environ, findings)] == [old, new]

@@ -72,7 +72,11 @@ class Outgoing:
 
     def signed(self, key: Key) -> Outgoing:
         """Return the request with a fal key, which goes last."""
-        return replace(self, headers=[*self.headers, key.field], key=key)
+        fields = [*self.headers, key.field]
+        # In full: `replace` costs twice as much, and every request comes through here.
+        return Outgoing(
+            self.method, self.origin, self.path_and_query, fields, self.target, self.announced_bytes, self.judged, key
+        )
 
     def rebuilt(self, body: bytes) -> Outgoing:
         """Return the request with this JSON body, called JSON, instead of the caller's."""

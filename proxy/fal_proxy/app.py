@@ -18,7 +18,7 @@ from fal_proxy.admission.settler import Settler
 from fal_proxy.environment import Secret, admin_token, captured, header_secret, signing_secrets
 from fal_proxy.errors import Misconfigured, Refusal, StoreUnavailable
 from fal_proxy.exchange import Request
-from fal_proxy.gateway import ACCEPT_PLAIN, CLIENT_PROXY, Gateway, Reply
+from fal_proxy.gateway import ACCEPT_PLAIN, CLIENT_PROXY, Gateway
 from fal_proxy.identity import Identities, Source
 from fal_proxy.identity.anonymous import Anonymous
 from fal_proxy.identity.forward import ForwardAuth
@@ -34,6 +34,7 @@ from fal_proxy.policy.pricing import Prices, charge_for
 from fal_proxy.relay.guard import KeyGuard
 from fal_proxy.relay.http import Patience, Reset
 from fal_proxy.relay.inbound import Receive, Send
+from fal_proxy.reply import Reply
 from fal_proxy.settings import ENV_UPSTREAM, Settings, config_path
 from fal_proxy.stores import Store
 from fal_proxy.stores.opening import JournalError, open_store

@@ -62,6 +62,11 @@ ERROR_TYPES: dict[str, ErrorType] = {
 }
 
 
+# What closes a WebSocket that is open already; before it is, the status itself answers.
+CLOSE_CODES = {401: 4401, 402: 4402, 403: 4403, 413: 1009, 429: 4429, 503: 1013}
+_CLOSE_CODE_OF_FAULTS = 1011
+
+
 class FalProxyError(Exception):
     """The root: catch this to catch everything the package raises on purpose."""
 
@@ -128,6 +133,13 @@ class Misconfigured(FalProxyError):
     def __init__(self, findings: list[str]) -> None:
         super().__init__("; ".join(findings))
         self.findings = findings
+
+
+def close_code(error_type: str) -> int:
+    """Return the code that closes a WebSocket for this reason."""
+    if error_type == "draining":
+        return 1012
+    return CLOSE_CODES.get(ERROR_TYPES[error_type].status, _CLOSE_CODE_OF_FAULTS)
 
 
 def render(error_type: str, detail: str) -> tuple[list[tuple[bytes, bytes]], bytes]:

@@ -35,6 +35,7 @@ class Kind(enum.Enum):
     STATUS_STREAM = "status_stream"
     RESULT = "result"
     CANCEL = "cancel"
+    REALTIME = "realtime"
     TOKEN = "token"
     UPLOAD_INITIATE = "upload_initiate"
     UPLOAD_TOKEN = "upload_token"
@@ -55,6 +56,7 @@ _TRAITS = {
     Kind.STATUS_STREAM: Traits(paid=False, json_body=False, answer_whole=False, survives_departure=False),
     Kind.RESULT: Traits(paid=False, json_body=False, answer_whole=False, survives_departure=False),
     Kind.CANCEL: Traits(paid=False, json_body=False, answer_whole=False, survives_departure=False),
+    Kind.REALTIME: Traits(paid=True, json_body=False, answer_whole=False, survives_departure=False),
     Kind.TOKEN: Traits(paid=True, json_body=True, answer_whole=True, survives_departure=True),
     Kind.UPLOAD_INITIATE: Traits(paid=False, json_body=True, answer_whole=True, survives_departure=True),
     Kind.UPLOAD_TOKEN: Traits(paid=False, json_body=True, answer_whole=True, survives_departure=False),

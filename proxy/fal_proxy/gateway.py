@@ -22,9 +22,8 @@ from fal_proxy.address_guard import AddressGuard
 from fal_proxy.admission.accounts import Account
 from fal_proxy.admission.gate import Gate
 from fal_proxy.admission.settler import Settler
-from fal_proxy.errors import ClientGone, Refusal, render
-from fal_proxy.exchange import Addressed, Caller, Ending, Exchange, Request, Target
-from fal_proxy.headers import Headers
+from fal_proxy.errors import ClientGone, Refusal
+from fal_proxy.exchange import Addressed, Caller, Ending, Request, Target
 from fal_proxy.identity import Identities
 from fal_proxy.identity.network import TrustedProxies
 from fal_proxy.lifecycle import Lifecycle, Stage
@@ -36,6 +35,7 @@ from fal_proxy.policy.target import resolve
 from fal_proxy.relay.guard import KeyGuard
 from fal_proxy.relay.http import Outgoing, Patience, Reset, relay
 from fal_proxy.relay.inbound import Inbound, OnDeparture, Receive, Send
+from fal_proxy.reply import Reply
 from fal_proxy.telemetry import Telemetry
 from fal_proxy.upstream.dial import Route
 from fal_proxy.upstream.engine import Engine
@@ -213,55 +213,6 @@ class Gateway:
         passed = fields.to_upstream(request.headers, optional=plan.allow_headers)
         passed += [ACCEPT_PLAIN, CLIENT_PROXY]
         return Outgoing(request.method.encode("ascii"), origin, path_and_query, passed, target, announced)
-
-
-class Reply:
-    """The way down: what every answer carries, and whether its head has gone."""
-
-    def __init__(self, send: Send, exchange: Exchange | None = None) -> None:
-        self.send = send
-        self.exchange = exchange or Exchange()  # beside the mount there is none, and nobody reads this one
-        self.cors = fields.cors(None, ours=True)
-        self.cookie: bytes | None = None
-        self.limits: tuple[tuple[bytes, bytes], ...] = ()
-
-    @property
-    def started(self) -> bool:
-        """Say whether the head has gone."""
-        return self.exchange.status is not None
-
-    async def head(self, status: int, upstream: Headers) -> None:
-        """Send a head: fal's fields by allow-list, then ours."""
-        await self._start(status, fields.to_downstream(upstream) if upstream else [])
-
-    async def refuse(self, refusal: Refusal) -> None:
-        """Send one of our own errors."""
-        own, body = render(refusal.error_type, refusal.detail)
-        await self.own(refusal.status, body, [*own, *refusal.headers])
-
-    async def empty(self, status: int, headers: Headers) -> None:
-        """Send an answer of ours without a body."""
-        await self._start(status, headers)
-        await self.send({"type": "http.response.body", "body": b""})
-
-    async def own(self, status: int, body: bytes, headers: Headers | None = None) -> None:
-        """Send an answer that did not come from fal; JSON."""
-        headers = list(headers or [])
-        headers += [
-            (b"content-type", b"application/json"),
-            (b"content-length", b"%d" % len(body)),
-            (b"date", fields.http_date()),
-        ]
-        await self._start(status, headers)
-        self.exchange.bytes_down += len(body)
-        await self.send({"type": "http.response.body", "body": body})
-
-    async def _start(self, status: int, passed: Headers) -> None:
-        self.exchange.status = status
-        headers = [*passed, *self.limits, *fields.ALWAYS_DOWN, *self.cors]
-        if self.cookie is not None:
-            headers.append((b"set-cookie", self.cookie))
-        await self.send({"type": "http.response.start", "status": status, "headers": headers})
 
 
 def draining() -> Refusal:

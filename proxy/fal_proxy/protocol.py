@@ -9,6 +9,7 @@ reset the connection, and how to be told that the caller has left, even behind b
 from __future__ import annotations
 
 import asyncio
+import functools
 import urllib.parse
 from collections.abc import Callable
 from typing import Any, cast
@@ -23,8 +24,10 @@ from fal_proxy.app import EXTENSION
 from fal_proxy.downstream.deadlines import Deadlines, Overdue, Phase, Sweep
 from fal_proxy.downstream.faults import FRAMING, NOT_HTTP, TOO_LARGE, TOO_SLOW, Fault
 from fal_proxy.downstream.flow import Cycle, Flow, Outlet
-from fal_proxy.downstream.framing import FRAMING_FIELDS, MAX_FIELDS, MAX_HEAD_BYTES, BehindChunkedBody, Head, body_bytes
+from fal_proxy.downstream.framing import FRAMING_FIELDS, MAX_HEAD_BYTES, BehindChunkedBody, Head
+from fal_proxy.downstream.heads import judge_framing, judge_head
 from fal_proxy.downstream.peers import Peers, Place
+from fal_proxy.downstream.websocket import SocketProtocol, take_over
 
 
 class HttpProtocol(HttpToolsProtocol):
@@ -60,6 +63,7 @@ class HttpProtocol(HttpToolsProtocol):
         self._fault: Fault | None = None
         self._overran = False  # the parser has begun a request that our cut does not know
         self._refused = False
+        self._successor: SocketProtocol | None = None  # what an upgrade handed the connection to
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # uvicorn's own narrowing
         """Begin, if there is a place."""
@@ -68,11 +72,9 @@ class HttpProtocol(HttpToolsProtocol):
         self.transport = cast("asyncio.Transport", self._outlet)
         self.flow = Flow(transport, self.loop)
         self._place = self._peers.enter(self.client[0] if self.client else None)
+        self._sweep.add(self, self.loop)
         if self._place is None:
-            self._refused = True
-            transport.abort()
-        else:
-            self._sweep.add(self, self.loop)
+            self.cut()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """End, and tell whoever works for this caller."""
@@ -117,6 +119,8 @@ class HttpProtocol(HttpToolsProtocol):
                 return
             behind = behind or self._message_done
         self._behind = False
+        if self._successor is not None and data:
+            self._successor.data_received(data)
 
     def _hold(self, data: bytes) -> None:
         if not self._refused:
@@ -163,7 +167,8 @@ class HttpProtocol(HttpToolsProtocol):
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade:
             if self._fault is None:
-                self.handle_websocket_upgrade()
+                self._refused = True  # by this protocol: another one goes on
+                self._successor = self._hand_over()
                 return False
         except httptools.HttpParserCallbackError:
             if not self._overran:
@@ -200,7 +205,11 @@ class HttpProtocol(HttpToolsProtocol):
         """Judge the head, tell the app what ASGI leaves out, and start it."""
         self._head_done = True
         version = self.parser.get_http_version()
-        self._fault = self._judge_head(version)
+        self._fault = judge_head(version, self.parser, self.headers, sockets=self.ws_protocol_class is not None)
+        if not self._head.begins_with(self.parser.get_method(), self.url, version.encode()):
+            self._fault = NOT_HTTP
+        if self._fault is None:
+            self._left, self._fault = judge_framing(version, self._framing)
         if self._fault is not None or self.parser.should_upgrade():
             return
         scope = self.scope
@@ -217,21 +226,6 @@ class HttpProtocol(HttpToolsProtocol):
             scope, self.transport, self.flow, self.expect_100_continue, keep_alive, self.on_response_complete
         )
         self._start_asgi_task(self.cycle, self.app)
-
-    def _judge_head(self, version: str) -> Fault | None:
-        if version not in ("1.0", "1.1"):
-            return NOT_HTTP
-        if not self._head.begins_with(self.parser.get_method(), self.url, version.encode()):
-            return NOT_HTTP
-        if len(self.headers) > MAX_FIELDS:
-            return TOO_LARGE
-        if self.parser.should_upgrade() and not self._should_upgrade():
-            return NOT_HTTP
-        try:
-            self._left = body_bytes(self._framing, version)
-        except ValueError:
-            return FRAMING
-        return None
 
     def on_body(self, body: bytes) -> None:
         """Pass body bytes on to the app."""
@@ -273,6 +267,15 @@ class HttpProtocol(HttpToolsProtocol):
             held = bytes(self._held)
             self._held.clear()
             self._read(held, behind=True)
+
+    def _hand_over(self) -> SocketProtocol:
+        """Let a WebSocket go on with this connection, from its first byte."""
+        self._sweep.discard(self)
+        self.flow.stop_looking()
+        self.connections.discard(self)
+        place, self._place = self._place, None
+        make = functools.partial(SocketProtocol, self.config, self.server_state, self.app_state, place=place)
+        return take_over(make, self._outlet.transport, self.url, self.headers)
 
     def _end_with_this_answer(self) -> None:
         """Look at nothing more: the parser has gone beyond our cut."""

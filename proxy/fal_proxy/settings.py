@@ -152,6 +152,7 @@ class Plan(_Section, frozen=True):
     read: Annotated[str, says("rates of status, status stream, result and cancel together")] = "2400/minute"
     upload: Annotated[str, says("rates of upload initiations")] = "60/hour"
     concurrent: Annotated[int, says("runs, streams and jobs at a time")] = 4
+    realtime_sessions: Annotated[int, says("realtime sockets at a time; opening one counts as a submit")] = 1
     budget: Annotated[str, says("what one caller may spend, in USD: `1.00/day`; hour, day, week, month, total")] = ""
     total_budget: Annotated[str, says("what all callers of the plan may spend together")] = ""
 
@@ -171,6 +172,22 @@ class Storage(_Section, frozen=True):
     """`[storage]`: uploads that the browser sends to fal's CDN with a signed URL."""
 
     mode: Annotated[Literal["direct", "off"], says("`direct`: the browser uploads with a signed URL; `off`")] = "direct"
+
+
+class Realtime(_Section, frozen=True):
+    """`[realtime]`: sockets through the proxy."""
+
+    mode: Annotated[Literal["relay", "off"], says("`relay`: through the proxy, metered; `off`")] = "relay"
+    token_seconds: Annotated[int, says("how long a ticket may be used to open a socket")] = 120
+    usd_per_second: Annotated[
+        float | None, says("price of an open socket, charged by the minute; without it budgets close realtime")
+    ] = None
+    max_message_bytes: Annotated[int, says("largest message of a caller")] = MIB
+    messages: Annotated[str, says("rate of one socket's messages; beyond it the socket is closed with 4429")] = (
+        "30/second"
+    )
+    session_seconds: Annotated[float, says("longest life of a socket")] = 3600
+    idle_seconds: Annotated[float, says("longest silence of both sides")] = 300
 
 
 class State(_Section, frozen=True):
@@ -213,6 +230,7 @@ class Settings(_Section, frozen=True):
     ] = msgspec.field(default_factory=dict)
     state: State = State()
     storage: Storage = Storage()
+    realtime: Realtime = Realtime()
     admin: Admin = Admin()
 
     @classmethod

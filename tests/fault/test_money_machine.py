@@ -37,7 +37,10 @@ PLANS = {
     "free": (2, BudgetLimit(700, "hour"), BudgetLimit(1_500, "day")),
     "paid": (3, BudgetLimit(5_000, "total"), None),
 }
-LIMITS = {name: Limits({"submit": (), "read": (), "upload": ()}, *plan) for name, plan in PLANS.items()}
+LIMITS = {
+    name: Limits({"submit": (), "read": (), "upload": ()}, concurrent, 1, budget, total)
+    for name, (concurrent, budget, total) in PLANS.items()
+}
 TOTAL = BudgetLimit(4_000, "week")
 
 

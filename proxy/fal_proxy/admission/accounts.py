@@ -69,7 +69,7 @@ class Account:
         ending = ledger.Ending(exchange.written, exchange.upstream_status, exchange.whole, exchange.units is not None)
         kind = self.target.kind
         try:
-            if kind in (Kind.RUN, Kind.STREAM):
+            if kind in (Kind.RUN, Kind.STREAM, Kind.REALTIME):
                 await self._settle(self.grant.entry_id, self.grant.price, ledger.of_call(ending))
             elif kind is Kind.SUBMIT and not self._recorded:
                 outcome = ledger.of_submit(ending, None)

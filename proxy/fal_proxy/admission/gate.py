@@ -21,7 +21,7 @@ from fal_proxy.admission.limits import CLASSES, BudgetLimit, Limits, class_of
 from fal_proxy.admission.terms import RateTerms, Terms, compile_terms
 from fal_proxy.errors import Refusal, StoreUnavailable
 from fal_proxy.exchange import Caller, Kind, Target
-from fal_proxy.stores import Ask, Budget, Concurrency, Denial, Owns, Question, Rate, Record, Store, Verdict
+from fal_proxy.stores import Ask, Budget, Concurrency, Denial, Outcome, Owns, Question, Rate, Record, Store, Verdict
 
 Subjects = tuple[tuple[str, Terms], ...]
 UNAVAILABLE_RETRY_SECONDS = 1
@@ -84,7 +84,7 @@ class Gate:
         for subject, terms in subjects:
             rates += terms.rates_of(subject, class_)
             if reserving:
-                concurrency.append(terms.concurrency_of(subject))
+                concurrency.append(terms.concurrency_of(subject, target.kind))
                 if (budget := terms.budget_of(subject)) is not None:
                     budgets.append(budget)
         if reserving:
@@ -111,13 +111,48 @@ class Gate:
             raise _refusal(verdict, ask, caller, own)
         return Grant(ask.entry_id, price, amount_microusd, own.told(verdict.rates[: len(own.each)]), record)
 
+    async def lease(self, caller: Caller, plan: str, amount_microusd: int) -> None:
+        """Charge for more of something that goes on. Raises Refusal: budget_exhausted, store_unavailable."""
+        subjects = self._subjects(caller, plan)
+        owned = [budget for subject, terms in subjects if (budget := terms.budget_of(subject)) is not None]
+        budgets = (*owned, *self._shared[plan])
+        if not (budgets and amount_microusd):
+            return
+        entry_id = f"{self._process}{next(self._count):x}"
+        ask = Ask(budgets=budgets, amount_microusd=amount_microusd, entry_id=entry_id)
+        try:
+            verdict = await self.store.admit(ask)
+            if verdict.denied is None:
+                await self.store.settle(entry_id, Outcome.AS_RESERVED)
+        except StoreUnavailable as error:
+            raise unavailable() from error
+        if verdict.denied is not None:
+            raise _refusal(verdict, ask, caller, subjects[0][1].rates["submit"])
+
+    async def is_spent(self, name: str, seconds: int) -> bool:
+        """Say whether what may be used once was used; it is remembered for `seconds`. Raises Refusal store_unavailable."""
+        try:
+            standing = await self.store.standing(Question(rates=(Rate("once:" + name, 1, seconds),)))
+        except StoreUnavailable as error:
+            raise unavailable() from error
+        return standing.rates[0].remaining == 0
+
+    async def spend(self, name: str, seconds: int) -> bool:
+        """Use what may be used once; False for whoever comes second. Raises Refusal store_unavailable."""
+        try:
+            verdict = await self.store.admit(Ask(rates=(Rate("once:" + name, 1, seconds),)))
+        except StoreUnavailable as error:
+            raise unavailable() from error
+        return verdict.denied is None
+
     async def standing(self, caller: Caller, plan: str) -> dict[str, Any]:
         """Return where the caller stands, as `/me` shows it. Raises Refusal store_unavailable."""
         subject, terms = self._subjects(caller, plan)[0]
         rates = [(name, rate) for name in CLASSES for rate in terms.rates_of(subject, name)]
         budget = terms.budget_of(subject)
         budgets = () if budget is None else (budget,)
-        question = Question(tuple(rate for _, rate in rates), (terms.concurrency_of(subject),), budgets)
+        held = tuple([terms.concurrency_of(subject, kind) for kind in (Kind.RUN, Kind.REALTIME)])
+        question = Question(tuple(rate for _, rate in rates), held, budgets)
         try:
             standing = await self.store.standing(question)
         except StoreUnavailable as error:
@@ -128,12 +163,12 @@ class Gate:
             shown[name].append({"limit": rate.limit, **left})
         money = None
         for budget, usage in zip(budgets, standing.budgets, strict=True):
-            held = {"spent_microusd": usage.spent_microusd, "reserved_microusd": usage.reserved_microusd}
-            money = {"limit_microusd": budget.limit_microusd, **held, "resets_at": usage.resets_at}
+            used = {"spent_microusd": usage.spent_microusd, "reserved_microusd": usage.reserved_microusd}
+            money = {"limit_microusd": budget.limit_microusd, **used, "resets_at": usage.resets_at}
         return {
             "limits": shown,
-            "concurrent": {"limit": question.concurrency[0].limit, "in_use": standing.in_use[0]},
-            "realtime": {"limit": 0, "in_use": 0},  # sockets are refused, whatever the plan
+            "concurrent": {"limit": held[0].limit, "in_use": standing.in_use[0]},
+            "realtime": {"limit": held[1].limit, "in_use": standing.in_use[1]},
             "budget": money,
         }
 
@@ -168,9 +203,11 @@ def _refusal(verdict: Verdict, ask: Ask, caller: Caller, own: RateTerms) -> Refu
         detail = f"the limit {who}is {rate} {_OF_CLASS[own.class_]}; the next is possible in {_duration(seconds)}"
         return Refusal("rate_limited", detail, headers=(_retry_after(seconds), *own.told(verdict.rates)))
     if denied is Denial.CONCURRENCY:
-        limit = ask.concurrency[at].limit
+        limit, key = ask.concurrency[at].limit, ask.concurrency[at].key
         who = "your network has" if at or caller.by_network else "you have"
-        jobs = "1 run or job" if limit == 1 else f"{limit} runs or jobs"
+        sessions = key.startswith("sessions:")
+        names = ("realtime session", "realtime sessions") if sessions else ("run or job", "runs or jobs")
+        jobs = f"{limit} {names[limit != 1]}"
         detail = f"{who} {jobs} in progress, which is the limit; wait for one to end"
         return Refusal("concurrency_limited", detail, headers=(_retry_after(math.ceil(verdict.retry_seconds or 1)),))
     budget = ask.budgets[at]

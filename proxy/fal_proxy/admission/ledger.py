@@ -80,4 +80,4 @@ def _is_refused(status: int | None) -> bool:
 
 def is_reserving(kind: Kind) -> bool:
     """Say whether a kind opens an entry: what fal bills by the request."""
-    return kind in (Kind.RUN, Kind.STREAM, Kind.SUBMIT)
+    return kind in (Kind.RUN, Kind.STREAM, Kind.SUBMIT, Kind.REALTIME)

@@ -18,10 +18,12 @@ _CLASS_OF: dict[Kind, RateClass] = {
     Kind.RUN: "submit",
     Kind.STREAM: "submit",
     Kind.SUBMIT: "submit",
+    Kind.REALTIME: "submit",
     Kind.STATUS: "read",
     Kind.STATUS_STREAM: "read",
     Kind.RESULT: "read",
     Kind.CANCEL: "read",
+    Kind.TOKEN: "read",
     Kind.UPLOAD_INITIATE: "upload",
 }
 _BUDGET = re.compile(r"(?P<usd>[0-9]{1,9}(?:\.[0-9]{1,6})?)/(?P<period>" + "|".join(get_args(Period)) + ")")
@@ -40,6 +42,7 @@ class Limits:
 
     rates: dict[RateClass, tuple[RatePerWindow, ...]]
     concurrent: int
+    sessions: int
     budget: BudgetLimit | None
     total_budget: BudgetLimit | None
 
@@ -53,9 +56,12 @@ def compile_limits(plan: Plan) -> Limits:
     """Return the plan's limits. Raises ValueError for a malformed one."""
     if plan.concurrent < 1:
         raise ValueError("concurrent must be at least 1")
+    if plan.realtime_sessions < 0:
+        raise ValueError("realtime_sessions must be zero or more")
     return Limits(
         {name: parse_rates(getattr(plan, name)) for name in CLASSES},
         plan.concurrent,
+        plan.realtime_sessions,
         parse_budget(plan.budget),
         parse_budget(plan.total_budget),
     )

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from fal_proxy.admission.limits import CLASSES, BudgetLimit, Limits, RateClass
+from fal_proxy.exchange import Kind
 from fal_proxy.stores import Budget, Concurrency, Rate, RateState
 
 
@@ -37,6 +38,7 @@ class Terms:
 
     rates: dict[RateClass, RateTerms]
     concurrent: int
+    sessions: int
     budget: BudgetLimit | None
 
     def rates_of(self, subject: str, class_: RateClass) -> list[Rate]:
@@ -44,8 +46,10 @@ class Terms:
         key = f"{class_}:{subject}"
         return [Rate(key, limit, seconds) for limit, seconds in self.rates[class_].each]
 
-    def concurrency_of(self, subject: str) -> Concurrency:
-        """Return the limit of what the subject has in progress."""
+    def concurrency_of(self, subject: str, kind: Kind) -> Concurrency:
+        """Return the limit of what the subject has in progress, realtime sessions apart from everything else."""
+        if kind is Kind.REALTIME:
+            return Concurrency("sessions:" + subject, self.sessions)
         return Concurrency("jobs:" + subject, self.concurrent)
 
     def budget_of(self, subject: str) -> Budget | None:
@@ -56,7 +60,8 @@ class Terms:
 def compile_terms(limits: Limits, factor: int) -> Terms:
     """Return the limits, each `factor` times as large."""
     budget = limits.budget and BudgetLimit(limits.budget.limit_microusd * factor, limits.budget.period)
-    return Terms({name: _rate_terms(limits, name, factor) for name in CLASSES}, limits.concurrent * factor, budget)
+    rates = {name: _rate_terms(limits, name, factor) for name in CLASSES}
+    return Terms(rates, limits.concurrent * factor, limits.sessions * factor, budget)
 
 
 def _rate_terms(limits: Limits, class_: RateClass, factor: int) -> RateTerms:

@@ -33,7 +33,10 @@ class Fault(NamedTuple):
         return b"\r\n".join([*lines, b"", body])
 
 
-NOT_HTTP = Fault("bad_request", "this is not a request that the proxy can read (HTTP/1.1, without Upgrade)")
+NOT_HTTP = Fault(
+    "bad_request", "this is not a request that the proxy can read (HTTP/1.1; of upgrades a plain GET to WebSocket)"
+)
+NO_HANDSHAKE = Fault("bad_request", "this is no handshake of a WebSocket (RFC 6455, version 13)")
 FRAMING = Fault("bad_request", "it is not clear where this request ends: one Content-Length, or chunked alone")
 TOO_LARGE = Fault("header_too_large", f"a head may have {MAX_HEAD_BYTES} bytes and {MAX_FIELDS} fields, trailers too")
 TOO_SLOW = Fault("request_timeout", "the request took too long to arrive")

@@ -82,6 +82,19 @@ def resolve(raw: bytes, method: str, methods: Collection[str] = ("POST",)) -> Ta
     return _resolve_rest(host, path, query, names, method)
 
 
+def resolve_socket(raw: bytes) -> Target:
+    """Return the realtime target that `raw`, an absolute https URL, names. Raises Refusal `invalid_target`."""
+    match = _TARGET.fullmatch(raw) if len(raw) <= MAX_TARGET_BYTES else None
+    if match is None or match["host"] != b"fal.run":
+        raise _invalid("a WebSocket's target must be on fal.run, in canonical form")
+    path, query = match.group("path", "query")
+    segments = _segments(path)
+    if b"fal_webhook" in _parameters(query):
+        raise _invalid("fal_webhook belongs to a submit")
+    length = _app_length(segments)
+    return Target(b"fal.run", path, query, Kind.REALTIME, _endpoint_id(segments, length))
+
+
 def _segments(path: bytes) -> list[bytes]:
     segments = path.strip(b"/").split(b"/")
     if len(segments) > MAX_SEGMENTS:

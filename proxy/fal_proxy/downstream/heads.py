@@ -1,0 +1,39 @@
+"""May this head be a request at all? Said before the app learns of it; decides nothing about what is asked."""
+
+from __future__ import annotations
+
+import httptools
+
+from fal_proxy.downstream.faults import FRAMING, NOT_HTTP, TOO_LARGE, Fault
+from fal_proxy.downstream.framing import MAX_FIELDS, body_bytes
+from fal_proxy.headers import values
+
+Fields = list[tuple[bytes, bytes]]
+_FRAMING_OF_BODIES = (b"content-length", b"transfer-encoding")
+
+
+def judge_head(version: str, parser: httptools.HttpRequestParser, headers: Fields, *, sockets: bool) -> Fault | None:
+    """Return what is wrong with a head that was read; `sockets`: this listener has WebSockets."""
+    if version not in ("1.0", "1.1"):
+        return NOT_HTTP
+    if len(headers) > MAX_FIELDS:
+        return TOO_LARGE
+    if parser.should_upgrade():
+        # Behind an Upgrade no body is read, so that one with a body would become another request.
+        plain = version == "1.1" and parser.get_method() == b"GET"
+        bodiless = not any(values(headers, name) for name in _FRAMING_OF_BODIES)
+        return None if sockets and plain and bodiless and asks_for_websocket(headers) else NOT_HTTP
+    return None
+
+
+def asks_for_websocket(headers: Fields) -> bool:
+    """Say whether the head asks to go on as a WebSocket, and as nothing else (RFC 6455 §4.1)."""
+    return [value.lower() for value in values(headers, b"upgrade")] == [b"websocket"]
+
+
+def judge_framing(version: str, framing: Fields) -> tuple[int | None, Fault | None]:
+    """Return how long the body is (None: chunked), and what is wrong with how its end is told."""
+    try:
+        return body_bytes(framing, version), None
+    except ValueError:
+        return 0, FRAMING

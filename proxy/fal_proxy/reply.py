@@ -1,0 +1,58 @@
+"""The way down: what every answer carries, whoever it comes from. Decides nothing."""
+
+from __future__ import annotations
+
+from fal_proxy import headers as fields
+from fal_proxy.errors import Refusal, render
+from fal_proxy.exchange import Exchange
+from fal_proxy.headers import Headers
+from fal_proxy.relay.inbound import Send
+
+
+class Reply:
+    """The way down: what every answer carries, and whether its head has gone."""
+
+    def __init__(self, send: Send, exchange: Exchange | None = None) -> None:
+        self.send = send
+        self.exchange = exchange or Exchange()  # beside the mount there is none, and nobody reads this one
+        self.cors = fields.cors(None, ours=True)
+        self.cookie: bytes | None = None
+        self.limits: tuple[tuple[bytes, bytes], ...] = ()
+
+    @property
+    def started(self) -> bool:
+        """Say whether the head has gone."""
+        return self.exchange.status is not None
+
+    async def head(self, status: int, upstream: Headers) -> None:
+        """Send a head: fal's fields by allow-list, then ours."""
+        await self._start(status, fields.to_downstream(upstream) if upstream else [])
+
+    async def refuse(self, refusal: Refusal) -> None:
+        """Send one of our own errors."""
+        own, body = render(refusal.error_type, refusal.detail)
+        await self.own(refusal.status, body, [*own, *refusal.headers])
+
+    async def empty(self, status: int, headers: Headers) -> None:
+        """Send an answer of ours without a body."""
+        await self._start(status, headers)
+        await self.send({"type": "http.response.body", "body": b""})
+
+    async def own(self, status: int, body: bytes, headers: Headers | None = None) -> None:
+        """Send an answer that did not come from fal; JSON."""
+        headers = list(headers or [])
+        headers += [
+            (b"content-type", b"application/json"),
+            (b"content-length", b"%d" % len(body)),
+            (b"date", fields.http_date()),
+        ]
+        await self._start(status, headers)
+        self.exchange.bytes_down += len(body)
+        await self.send({"type": "http.response.body", "body": body})
+
+    async def _start(self, status: int, passed: Headers) -> None:
+        self.exchange.status = status
+        headers = [*passed, *self.limits, *fields.ALWAYS_DOWN, *self.cors]
+        if self.cookie is not None:
+            headers.append((b"set-cookie", self.cookie))
+        await self.send({"type": "http.response.start", "status": status, "headers": headers})

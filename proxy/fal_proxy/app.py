@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, MutableMapping
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from fal_proxy.address_guard import AddressGuard
 from fal_proxy.admin import Admin
 from fal_proxy.admission.gate import Gate
 from fal_proxy.admission.limits import compile_limits, parse_budget
+from fal_proxy.admission.rates import parse_rates
 from fal_proxy.admission.settler import Settler
 from fal_proxy.environment import Secret, admin_token, captured, header_secret, signing_secrets
 from fal_proxy.errors import Misconfigured, Refusal, StoreUnavailable
@@ -26,16 +28,20 @@ from fal_proxy.identity.header import TrustedHeader
 from fal_proxy.identity.jwt import JwtBearers
 from fal_proxy.identity.key import UserKeys
 from fal_proxy.identity.network import TrustedProxies
+from fal_proxy.identity.ticket import Tickets
 from fal_proxy.lifecycle import Lifecycle, Stage
 from fal_proxy.policy.inputs import InputRules
 from fal_proxy.policy.origin import Site
 from fal_proxy.policy.plans import compile_plan
 from fal_proxy.policy.pricing import Prices, charge_for
+from fal_proxy.realtime import Realtime
 from fal_proxy.relay.guard import KeyGuard
 from fal_proxy.relay.http import Patience, Reset
-from fal_proxy.relay.inbound import Receive, Send
+from fal_proxy.relay.inbound import Message, Receive, Send
+from fal_proxy.relay.websocket import Terms
 from fal_proxy.reply import Reply
 from fal_proxy.settings import ENV_UPSTREAM, Settings, config_path
+from fal_proxy.settings import Realtime as RealtimeSettings
 from fal_proxy.stores import Store
 from fal_proxy.stores.opening import JournalError, open_store
 from fal_proxy.telemetry import Telemetry
@@ -56,12 +62,14 @@ class App:
     `admin` is another one, for a listener of its own; `metrics` is what it shows, `keys` what it calls fal with.
     """
 
-    def __init__(self, gateway: Gateway, admin: Admin) -> None:
+    def __init__(self, gateway: Gateway, realtime: Realtime, admin: Admin, max_message_bytes: int) -> None:
         self.admin = admin
+        self.max_message_bytes = max_message_bytes  # of a WebSocket; the server bounds it
         self.metrics = gateway.telemetry.metrics
         self.lifecycle = gateway.lifecycle
         self.keys = gateway.keys
         self._gateway = gateway
+        self._realtime = realtime
         self._mount = gateway.mount
         self._settling: asyncio.Task[None] | None = None
 
@@ -75,7 +83,7 @@ class App:
         elif scope["type"] == "http":
             await self._http(scope, receive, send)
         else:
-            await send({"type": "websocket.close", "code": 1000})
+            await self._socket(scope, receive, send)
 
     async def close(self) -> None:
         """Stop the settler, close connections and the store, and let every access line reach its reader."""
@@ -104,6 +112,12 @@ class App:
                 reset()
         else:
             await self._beside(request, send)
+
+    async def _socket(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if "websocket.http.response" not in (scope.get("extensions") or {}):
+            send = closing_instead(send)
+        own = (scope.get("extensions") or {}).get(EXTENSION, {})
+        await self._realtime.handle(read_request(scope), receive, send, own.get("reset"))
 
     async def _beside(self, request: Request, send: Send) -> None:
         """Answer what lies outside the mount."""
@@ -153,7 +167,21 @@ def read_request(scope: Scope) -> Request:
     else:
         path, mark, rest = target.partition(b"?")
         query = rest if mark else None
-    return Request(scope["method"], path, query, list(scope["headers"]), client[0] if client else "", scope["scheme"])
+    scheme = {"ws": "http", "wss": "https"}.get(scope["scheme"]) or str(scope["scheme"])
+    peer = client[0] if client else ""
+    return Request(scope.get("method", "GET"), path, query, list(scope["headers"]), peer, scheme)
+
+
+def closing_instead(send: Send) -> Send:
+    """Return `send` for a server that cannot refuse a handshake with an answer of ours: it says 403."""
+
+    async def closing(message: Message) -> None:
+        if message["type"] == "websocket.http.response.start":
+            await send({"type": "websocket.close", "code": 1008})
+        elif message["type"] != "websocket.http.response.body":
+            await send(message)
+
+    return closing
 
 
 def create_app(
@@ -181,42 +209,51 @@ def create_app(
         store = store or open_store(settings.state.url, folder, local_on_failure=settings.state.on_failure == "local")
     except JournalError as error:
         raise Misconfigured([f"state.url: {error}"]) from error
-    engine = Engine(Dialer(settings.upstream.connect_seconds))
+    dialer = Dialer(settings.upstream.connect_seconds)
+    engine = Engine(dialer)
     keys = KeyPool(found.keys, found.file)
     telemetry = Telemetry(settings.plans, engine, keys)
     key_guard = KeyGuard(telemetry.metrics.cut_for_key)
     keys.listen(key_guard.watch_for)
     route = Route(environ.get(ENV_UPSTREAM))
-    return App(
-        Gateway(
-            mount=settings.mount.encode(),
-            site=site,
-            identities=_identities(settings, site, folder, environ),
-            plans={name: compile_plan(name, plan) for name, plan in settings.plans.items()},
-            inputs=InputRules(settings.inputs),
-            storage_mode=settings.storage.mode,
-            engine=engine,
-            route=route,
-            keys=keys,
-            key_guard=key_guard,
-            patience=Patience(settings.upstream.head_seconds, settings.upstream.body_idle_seconds),
-            max_body_bytes=settings.server.max_body_bytes,
-            telemetry=telemetry,
-            prices=Prices(settings.prices),
-            gate=Gate(
-                store,
-                {name: compile_limits(plan) for name, plan in settings.plans.items()},
-                parse_budget(settings.total_budget),
-                network_factor=settings.identity.anonymous.network_factor,
-                ownership=settings.state.ownership == "strict",
-            ),
-            settler=Settler(store, engine, route, keys, charge_for, [ACCEPT_PLAIN, CLIENT_PROXY]),
-            guard=AddressGuard(),
-            trusted_proxies=TrustedProxies(settings.server.trusted_proxies),
-            lifecycle=Lifecycle(),
+    signing = signing_secrets(environ, [])
+    gateway = Gateway(
+        mount=settings.mount.encode(),
+        site=site,
+        identities=_identities(settings, site, folder, environ),
+        plans={name: compile_plan(name, plan) for name, plan in settings.plans.items()},
+        inputs=InputRules(settings.inputs),
+        storage_mode=settings.storage.mode,
+        realtime_mode=settings.realtime.mode,
+        tickets=Tickets(signing, settings.realtime.token_seconds) if signing else None,
+        engine=engine,
+        route=route,
+        keys=keys,
+        key_guard=key_guard,
+        patience=Patience(settings.upstream.head_seconds, settings.upstream.body_idle_seconds),
+        max_body_bytes=settings.server.max_body_bytes,
+        telemetry=telemetry,
+        prices=Prices(settings.prices),
+        gate=Gate(
+            store,
+            {name: compile_limits(plan) for name, plan in settings.plans.items()},
+            parse_budget(settings.total_budget),
+            network_factor=settings.identity.anonymous.network_factor,
+            ownership=settings.state.ownership == "strict",
         ),
-        Admin(settings.admin.host, admin_token(environ, []), telemetry.metrics),
+        settler=Settler(store, engine, route, keys, charge_for, [ACCEPT_PLAIN, CLIENT_PROXY]),
+        guard=AddressGuard(),
+        trusted_proxies=TrustedProxies(settings.server.trusted_proxies),
+        lifecycle=Lifecycle(),
     )
+    admin = Admin(settings.admin.host, admin_token(environ, []), telemetry.metrics)
+    return App(gateway, _realtime(settings.realtime, gateway, dialer), admin, settings.realtime.max_message_bytes)
+
+
+def _realtime(settings: RealtimeSettings, gateway: Gateway, dialer: Dialer) -> Realtime:
+    rates = tuple((rate.limit, rate.window_seconds) for rate in parse_rates(settings.messages))
+    price = None if settings.usd_per_second is None else Fraction(repr(settings.usd_per_second))
+    return Realtime(gateway, dialer, Terms(rates, settings.session_seconds, settings.idle_seconds), price)
 
 
 def _identities(settings: Settings, site: Site, folder: Path, environ: Mapping[str, str]) -> Identities:

@@ -84,6 +84,7 @@ def examine(
     _judge_secrets(report, environ)
     _judge_plans(report)
     _judge_money(report)
+    _judge_realtime(report)
     _judge_state(report, config_path(config, environ).parent)
     for index, rule in enumerate(report.settings.inputs):
         for fault in inputs.faults(rule):
@@ -173,12 +174,25 @@ def _judge_money(report: Report) -> None:
             report.attempt(f"plans.{name}.{key}", partial(parse_rates, getattr(plan, key)))
         if plan.concurrent < 1:
             report.error(f"plans.{name}.concurrent", "must be at least 1")
+        if plan.realtime_sessions < 0:
+            report.error(f"plans.{name}.realtime_sessions", "must be zero or more")
         for amount in ("budget", "total_budget"):
             report.attempt(f"plans.{name}.{amount}", partial(parse_budget, getattr(plan, amount)))
         if (plan.budget or plan.total_budget or settings.total_budget) and not settings.prices:
             report.error("prices", f"plan {name!r} has a budget, which needs prices: [prices] with at least `default`")
     if settings.identity.anonymous.network_factor < 1:
         report.error("identity.anonymous.network_factor", "must be at least 1")
+
+
+def _judge_realtime(report: Report) -> None:
+    realtime = report.settings.realtime
+    report.attempt("realtime.messages", partial(parse_rates, realtime.messages))
+    for name in ("token_seconds", "max_message_bytes", "session_seconds", "idle_seconds"):
+        if not 0 < getattr(realtime, name) < float("inf"):
+            report.error(f"realtime.{name}", "must be a positive number")
+    price = realtime.usd_per_second
+    if price is not None and not 0 <= price < float("inf"):
+        report.error("realtime.usd_per_second", "must be a number, zero or more")
 
 
 def _judge_state(report: Report, folder: Path) -> None:
@@ -252,6 +266,6 @@ def _opens(settings: Settings, name: str) -> str:
     reads = "their own requests" if settings.state.ownership == "strict" else "any request whose id they know"
     limits = [plan.submit or "no rate", f"{plan.concurrent} at a time", plan.budget or "no budget"]
     totals = [f"{text} together" for text in (plan.total_budget, settings.total_budget) if text]
-    return (
-        f"run, stream and submit on {', '.join(plan.endpoints)} ({'; '.join(limits + totals)}){uploads}; reads {reads}"
-    )
+    sockets = settings.realtime.mode != "off" and plan.realtime_sessions
+    kinds = "run, stream, submit and realtime" if sockets else "run, stream and submit"
+    return f"{kinds} on {', '.join(plan.endpoints)} ({'; '.join(limits + totals)}){uploads}; reads {reads}"

@@ -20,6 +20,7 @@ import click
 from fal_proxy import check as checks
 from fal_proxy._version import __version__
 from fal_proxy.app import App, create_app
+from fal_proxy.downstream.websocket import SocketProtocol
 from fal_proxy.environment import SECRET_VARIABLES, Secret, captured, secret_in_url, shared_secrets
 from fal_proxy.errors import Misconfigured
 from fal_proxy.hardening import forbid_core_dumps, forget_variables
@@ -100,7 +101,14 @@ def serve(config: str | None, host: str | None, port: int | None, reuse_port: bo
     forget_variables(SECRET_VARIABLES)
     server = report.settings.server
     sock = bind(host or server.host, server.port if port is None else port, reuse_port=reuse_port)
-    listener = Listener(app, sock, trusted_proxies=server.trusted_proxies, lifecycle=app.lifecycle)
+    listener = Listener(
+        app,
+        sock,
+        websockets=SocketProtocol,
+        max_message_bytes=app.max_message_bytes,
+        lifecycle=app.lifecycle,
+        trusted_proxies=server.trusted_proxies,
+    )
     admin = _admin_listener(report.settings, app)
     lines = _access_lines()
 
@@ -131,7 +139,13 @@ def dev(port: int) -> None:
         )
         environ = {ENV_SECRET: secrets.token_hex(32), ENV_UPSTREAM: fal.url}
         app = create_app(settings, environ=environ, key=Secret(f"{uuid.uuid4()}:{secrets.token_hex(16)}"))
-        proxy = Listener(app, proxy_sock, lifecycle=app.lifecycle)
+        proxy = Listener(
+            app,
+            proxy_sock,
+            websockets=SocketProtocol,
+            max_message_bytes=app.max_message_bytes,
+            lifecycle=app.lifecycle,
+        )
         lines = _access_lines()
 
         def announce() -> None:

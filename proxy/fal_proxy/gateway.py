@@ -23,10 +23,12 @@ from fal_proxy.admission.accounts import Account
 from fal_proxy.admission.gate import Gate
 from fal_proxy.admission.settler import Settler
 from fal_proxy.errors import ClientGone, Refusal
-from fal_proxy.exchange import Addressed, Caller, Ending, Request, Target
+from fal_proxy.exchange import Addressed, Caller, Ending, Kind, Request, Target
 from fal_proxy.identity import Identities
 from fal_proxy.identity.network import TrustedProxies
+from fal_proxy.identity.ticket import Tickets
 from fal_proxy.lifecycle import Lifecycle, Stage
+from fal_proxy.policy import tokens
 from fal_proxy.policy.inputs import Input, InputRules, carries_input, decode_input, encode_input, judge_shape
 from fal_proxy.policy.origin import Site, judge_cross_site
 from fal_proxy.policy.plans import CompiledPlan, closed_plan, permit
@@ -59,6 +61,8 @@ class Gateway:
     plans: Mapping[str, CompiledPlan]
     inputs: InputRules
     storage_mode: str
+    realtime_mode: str
+    tickets: Tickets | None
     engine: Engine
     route: Route
     keys: KeyPool
@@ -102,7 +106,11 @@ class Gateway:
             target = resolve(addressed.raw, request.method, plan.methods)
             exchange.kind, exchange.endpoint_id = target.kind, target.endpoint_id
             judge_cross_site(caller, request, origin_accepted=accepted, header_form=addressed.header_form)
-            permit(target, plan, storage_mode=self.storage_mode)
+            permit(target, plan, storage_mode=self.storage_mode, realtime_mode=self.realtime_mode)
+            if target.kind is Kind.TOKEN:
+                inbound = Inbound(receive, tokens.MAX_BYTES, announced, on_departure)
+                await self._answer_ticket(request, target, caller, inbound, reply)
+                return
             outgoing = self._prepare(request, target, plan, announced)
             inbound = Inbound(receive, self.max_body_bytes, announced, on_departure)
             outgoing, amount, price = await self._judge_input(request, target, plan.name, inbound, outgoing)
@@ -181,6 +189,20 @@ class Gateway:
             raise Refusal("endpoint_denied", f"there is no plan called {caller.plan!r}")
         about = {"id": caller.shown, "plan": caller.plan, "source": caller.source}
         await reply.own(200, msgspec.json.encode(about | await self.gate.standing(caller, caller.plan)))
+
+    async def _answer_ticket(
+        self, request: Request, target: Target, caller: Caller, inbound: Inbound, reply: Reply
+    ) -> None:
+        """Answer fal's token request ourselves: the socket that it is for goes through us."""
+        if self.tickets is None:
+            raise Refusal("mode_off", "this proxy hands out no tickets (FAL_PROXY_SECRET signs them)")
+        app = tokens.asked_app(await inbound.read_first(tokens.MAX_BYTES))
+        reply.limits = (await self.gate.admit(caller, caller.plan, target, 0, "")).headers
+        origin = request.one(b"origin")
+        ticket = self.tickets.issue(caller, app, None if origin is None else origin.decode("latin-1"))
+        # Fal's two routes answer in two forms, and clients rely on either.
+        answer: object = {"token": ticket} if target.path.endswith(b"/realtime") else ticket
+        await reply.own(201, msgspec.json.encode(answer))
 
     async def _judge_input(
         self, request: Request, target: Target, plan: str, inbound: Inbound, outgoing: Outgoing

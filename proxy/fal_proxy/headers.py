@@ -29,6 +29,9 @@ UP = frozenset(
     ]
 )
 
+# What remains of that before a socket: the handshake has no body and no answer to negotiate.
+UP_SOCKET = frozenset([b"user-agent", b"traceparent", b"tracestate"])
+
 # What a plan may open on top of UP (`allow_headers`): they change what fal stores, retries or routes.
 OPTIONAL_UP = frozenset(
     [
@@ -106,6 +109,17 @@ def to_upstream(headers: Headers, *, optional: Collection[bytes]) -> Headers:
                 continue
             passed.append(pair)
     return passed
+
+
+def to_upstream_socket(headers: Headers) -> Headers:
+    """Return the caller's fields that may travel up with a handshake; those of the handshake itself are ours."""
+    hop_by_hop = nominated(headers)
+    return [pair for pair in headers if pair[0] in UP_SOCKET and pair[0] not in hop_by_hop]
+
+
+def to_handshake(headers: Headers) -> Headers:
+    """Return fal's fields that may travel down with a 101."""
+    return [pair for pair in to_downstream(headers) if pair[0].startswith(b"x-fal-")]
 
 
 def to_downstream(headers: Headers) -> Headers:

@@ -10,6 +10,7 @@ from pathlib import Path
 import msgspec
 
 from fal_proxy.app import App, Scope, create_app
+from fal_proxy.downstream.websocket import SocketProtocol
 from fal_proxy.environment import Secret
 from fal_proxy.identity.key import add
 from fal_proxy.relay.inbound import Message, Receive, Send
@@ -85,7 +86,9 @@ async def proxied(
     user_key = add(folder / "users.toml", "ada", next(iter(settings.plans)))
     surroundings = {"FAL_PROXY_SECRET": SIGNING_SECRET, "FAL_PROXY_UPSTREAM": upstream, **(environ or {})}
     app = CanaryWatch(create_app(settings, environ=surroundings, key=key))
-    async with serving(Listener(app, bind("127.0.0.1", 0))) as origin:
+    sock = bind("127.0.0.1", 0)
+    listener = Listener(app, sock, websockets=SocketProtocol, max_message_bytes=app.app.max_message_bytes)
+    async with serving(listener) as origin:
         yield Proxy(origin, user_key, app.app)
     assert not app.leaks, f"the fal key went down to a caller: {app.leaks}"
 

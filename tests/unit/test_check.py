@@ -172,7 +172,7 @@ def test_missing_keys_and_loose_permissions_are_warnings(tmp_path: Path) -> None
 
 
 def test_access_says_who_may_do_what(tmp_path: Path) -> None:
-    opened = "run, stream and submit on fal-ai/flux/** (20/minute; 200/day; 4 at a time; no budget)"
+    opened = "run, stream, submit and realtime on fal-ai/flux/** (20/minute; 200/day; 4 at a time; no budget)"
     assert judge(tmp_path, BOTH).access == [
         f"key ada (plan default): {opened}; uploads (60/hour); reads their own requests",
         f"anyone (plan default): {opened}; uploads (60/hour); reads their own requests",

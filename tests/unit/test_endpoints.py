@@ -102,8 +102,12 @@ PERMITTED = [
     (_target(Kind.STATUS_STREAM, "fal-ai/veo"), "direct", None, "as above"),
     (_target(Kind.RESULT, "fal-ai/veo"), "direct", None, "as above"),
     (_target(Kind.CANCEL, "fal-ai/veo"), "direct", None, "as above"),
-    (_target(Kind.TOKEN), "direct", "mode_off", "a fal token would bypass everything"),
-    (_target(Kind.UPLOAD_TOKEN), "direct", "mode_off", "as above"),
+    (_target(Kind.TOKEN), "relay", None, "a ticket, whose socket is judged for itself"),
+    (_target(Kind.TOKEN), "off", "mode_off", "no realtime, no tickets"),
+    (_target(Kind.REALTIME, "fal-ai/flux/dev"), "relay", None, "opened"),
+    (_target(Kind.REALTIME, "fal-ai/veo"), "relay", "endpoint_denied", "not opened"),
+    (_target(Kind.REALTIME, "fal-ai/flux"), "off", "mode_off", "no realtime"),
+    (_target(Kind.UPLOAD_TOKEN), "direct", "mode_off", "the CDN's bearer stays here"),
     (_target(Kind.UPLOAD_INITIATE), "direct", None, "the browser uploads with a signed URL"),
     (_target(Kind.UPLOAD_INITIATE), "off", "mode_off", "no uploads"),
     (_target(Kind.SUBMIT, "fal-ai/flux", b"https://x"), "direct", "webhook_denied", "results would leave"),
@@ -112,21 +116,19 @@ PERMITTED = [
 ]
 
 
-@pytest.mark.parametrize(("target", "storage_mode", "refused", "reason"), PERMITTED)
-def test_plan_opens_what_it_lists_and_reads_follow(
-    target: Target, storage_mode: str, refused: str | None, reason: str
-) -> None:
+@pytest.mark.parametrize(("target", "mode", "refused", "reason"), PERMITTED)
+def test_plan_opens_what_it_lists_and_reads_follow(target: Target, mode: str, refused: str | None, reason: str) -> None:
     if refused is None:
-        permit(target, FLUX, storage_mode=storage_mode)
+        permit(target, FLUX, storage_mode=mode, realtime_mode=mode)
         return
     with pytest.raises(Refusal) as caught:
-        permit(target, FLUX, storage_mode=storage_mode)
+        permit(target, FLUX, storage_mode=mode, realtime_mode=mode)
     assert caught.value.error_type == refused, reason
 
 
 def test_refused_endpoint_and_plan_are_named() -> None:
     with pytest.raises(Refusal, match=re.escape("plan 'free' does not open fal-ai/veo")):
-        permit(_target(Kind.RUN, "fal-ai/veo"), FLUX, storage_mode="direct")
+        permit(_target(Kind.RUN, "fal-ai/veo"), FLUX, storage_mode="direct", realtime_mode="relay")
 
 
 def test_plan_is_compiled_with_lower_case_fields() -> None:
@@ -145,5 +147,5 @@ def test_field_outside_the_list_cannot_be_opened(name: str) -> None:
 @pytest.mark.parametrize("kind", [Kind.RUN, Kind.STATUS, Kind.UPLOAD_INITIATE])
 def test_plan_that_the_settings_do_not_know_opens_nothing(kind: Kind) -> None:
     with pytest.raises(Refusal, match="no plan called 'gone'") as caught:
-        permit(_target(kind, "fal-ai/flux/dev"), closed_plan("gone"), storage_mode="direct")
+        permit(_target(kind, "fal-ai/flux/dev"), closed_plan("gone"), storage_mode="direct", realtime_mode="relay")
     assert caught.value.error_type == "endpoint_denied"

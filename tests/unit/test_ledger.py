@@ -136,5 +136,5 @@ def test_a_cancelled_job_is_released_when_it_never_ran(
     assert of_cancel(status, body) is outcome, reason
 
 
-def test_what_fal_bills_by_the_request_is_reserved() -> None:
-    assert {kind for kind in Kind if is_reserving(kind)} == {Kind.RUN, Kind.STREAM, Kind.SUBMIT}
+def test_what_fal_bills_by_the_request_or_the_second_is_reserved() -> None:
+    assert {kind for kind in Kind if is_reserving(kind)} == {Kind.RUN, Kind.STREAM, Kind.SUBMIT, Kind.REALTIME}

@@ -54,7 +54,7 @@ def shown(factor: int, source: str, submits: int = 0, reads: int = 0, uploads: i
             "upload": [rate(60 * factor, uploads, 3660 if uploads else 0)],
         },
         "concurrent": {"limit": 4 * factor, "in_use": 0},
-        "realtime": {"limit": 0, "in_use": 0},
+        "realtime": {"limit": factor, "in_use": 0},
         "budget": None,
     }
 

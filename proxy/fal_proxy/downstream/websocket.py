@@ -111,6 +111,8 @@ class SocketProtocol(WebSocketsSansIOProtocol):
                 self._close_without_code()
             return
         await super().send(message)
+        if message["type"] == "websocket.http.response.body" and not message.get("more_body"):
+            self.handshake_complete = True  # with another answer than 101; uvicorn would call it a fault of the app
 
     def reset(self) -> None:
         """Cut the connection so that the caller knows that it was cut."""

@@ -11,7 +11,7 @@ from fal_proxy.policy.endpoints import Globs
 from fal_proxy.settings import Plan
 
 # Kinds that spend money name an endpoint and need a glob; reads follow the request they belong to.
-_GLOBBED = frozenset([Kind.RUN, Kind.STREAM, Kind.SUBMIT])
+_GLOBBED = frozenset([Kind.RUN, Kind.STREAM, Kind.SUBMIT, Kind.REALTIME])
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,15 +38,15 @@ def closed_plan(name: str) -> CompiledPlan:
     return CompiledPlan(name, Globs(()), frozenset(["POST"]), frozenset(), known=False)
 
 
-def permit(target: Target, plan: CompiledPlan, *, storage_mode: str) -> None:
+def permit(target: Target, plan: CompiledPlan, *, storage_mode: str, realtime_mode: str) -> None:
     """Raise Refusal unless the plan opens the target: endpoint_denied, mode_off or webhook_denied."""
     kind = target.kind
     if not plan.known:
         raise Refusal("endpoint_denied", f"there is no plan called {plan.name!r}")
     if kind in _GLOBBED and not plan.globs.match(target.endpoint_id):
         raise Refusal("endpoint_denied", f"plan {plan.name!r} does not open {target.endpoint_id}")
-    if kind is Kind.TOKEN:
-        raise Refusal("mode_off", "this proxy hands out no fal tokens")
+    if kind in (Kind.TOKEN, Kind.REALTIME) and realtime_mode == "off":
+        raise Refusal("mode_off", "realtime is off (realtime.mode)")
     if kind is Kind.UPLOAD_TOKEN:
         raise Refusal("mode_off", "this proxy hands out no storage tokens")
     if kind is Kind.UPLOAD_INITIATE and storage_mode == "off":

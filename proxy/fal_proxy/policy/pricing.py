@@ -73,6 +73,11 @@ def charge_for(usd: str, units: str) -> int:
     return _rounded_up(Fraction(usd) * Fraction(units))
 
 
+def per_seconds_microusd(usd_per_second: Fraction, seconds: float) -> int:
+    """Return what so many seconds of something cost."""
+    return _rounded_up(usd_per_second * Fraction(seconds))
+
+
 def faults(prices: Mapping[str, object]) -> Iterator[str]:
     """Say in one sentence each what is wrong with a price list."""
     spellings: dict[str, str] = {}

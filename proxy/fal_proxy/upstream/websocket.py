@@ -69,6 +69,7 @@ class Socket:
         self._is_text = False
         self._waiter: asyncio.Future[None] | None = None
         self._response: Response | None = None
+        self.headers: Headers = []  # of the 101
         self._ended = False
         self._unanswered_pings = 0
         self._timer: asyncio.TimerHandle | None = None
@@ -252,6 +253,7 @@ async def open_socket(dialer: Dialer, origin: Origin, path_and_query: bytes, hea
         if response.status_code == 101:
             if protocol.state is not State.OPEN:
                 raise UpstreamInvalid("upstream answered 101 and did not complete the handshake", written=True)
+            socket.headers = _pairs(response)
             return socket
     except TimeoutError:
         socket.abort()
@@ -260,7 +262,8 @@ async def open_socket(dialer: Dialer, origin: Origin, path_and_query: bytes, hea
         socket.abort()
         raise
     socket.abort()
-    answered = [
-        (name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in response.headers.raw_items()
-    ]
-    return Denied(response.status_code, answered, bytes(response.body))
+    return Denied(response.status_code, _pairs(response), bytes(response.body))
+
+
+def _pairs(response: Response) -> Headers:
+    return [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in response.headers.raw_items()]

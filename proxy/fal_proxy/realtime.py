@@ -1,0 +1,234 @@
+"""Realtime: one WebSocket of a caller's to one of fal's app's, judged before the handshake as every request is.
+
+    host  →  ticket or identity  →  target  →  origin  →  policy  →  admit  →  dial  →  spend the ticket  →  101  →  relay
+
+In a browser the ticket is the identity: it is taken off the query before the target is looked at, and it is spent by the
+101, so that no refusal costs the page its ticket. Whatever is refused before the 101 is an ordinary answer. A session
+holds one of the caller's places and is charged a minute at a time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from fractions import Fraction
+
+from fal_proxy import headers as fields
+from fal_proxy.admission.accounts import Account
+from fal_proxy.errors import Refusal, UpstreamError, close_code
+from fal_proxy.exchange import Caller, Ending, Exchange, Kind, Request, Target
+from fal_proxy.gateway import CLIENT_PROXY, Gateway, address, draining
+from fal_proxy.identity.ticket import Ticket
+from fal_proxy.policy.origin import judge_cross_site
+from fal_proxy.policy.plans import closed_plan, permit
+from fal_proxy.policy.pricing import charge_for, per_seconds_microusd
+from fal_proxy.policy.target import resolve_socket
+from fal_proxy.relay.http import refusal_for
+from fal_proxy.relay.inbound import Message, Receive, Send
+from fal_proxy.relay.websocket import LEASE_SECONDS, CallerSocket, Terms, relay_socket, shortened
+from fal_proxy.reply import Reply
+from fal_proxy.upstream.dial import Dialer
+from fal_proxy.upstream.keys import Key
+from fal_proxy.upstream.websocket import Denied, Socket, open_socket
+
+TOKEN_PARAMETER = b"fal_jwt_token"
+SWITCHED = 101
+_log = logging.getLogger("fal_proxy")
+
+
+@dataclass(frozen=True, slots=True)
+class Realtime:
+    """What sockets need beside the gateway; one per app."""
+
+    gateway: Gateway
+    dialer: Dialer
+    terms: Terms
+    usd_per_second: Fraction | None
+
+    async def handle(self, request: Request, receive: Receive, send: Send, reset: Callable[[], None] | None) -> None:
+        """Serve one WebSocket below the mount; `reset` cuts the caller's connection, where the server can."""
+        gateway = self.gateway
+        exchange = gateway.telemetry.begin()
+        reply = Reply(_before_handshake(send), exchange)
+        await receive()  # websocket.connect
+        try:
+            accepted = gateway.judge_host(request, reply)
+            if not request.path.startswith(gateway.mount + b"/"):
+                raise Refusal("not_found", f"no socket is here; the proxy lives at {gateway.mount.decode()}")
+            if gateway.lifecycle.draining:
+                raise draining()
+            ticket = self._take_ticket(request)
+            caller = ticket.known() if ticket else await gateway.identities.identify(request)
+            exchange.caller = caller
+            plan = gateway.plans.get(caller.plan) or closed_plan(caller.plan)
+            exchange.plan = plan.name
+            target = resolve_socket(address(request, gateway.mount).raw)
+            exchange.kind, exchange.endpoint_id = target.kind, target.endpoint_id
+            self._judge_page(ticket, caller, target, request, accepted)
+            permit(target, plan, storage_mode=gateway.storage_mode, realtime_mode=gateway.realtime_mode)
+            if ticket and await gateway.gate.is_spent(ticket.id, self._remembered_seconds):
+                raise _spent()
+            amount = self._reservation(target, plan.name)
+            key = gateway.keys.choose()
+            grant = await gateway.gate.admit(caller, plan.name, target, amount, "")
+            reply.limits = grant.headers
+            account = Account(gateway.gate.store, grant, exchange, caller, target, charge_for, key.id)
+            gateway.settler.opened(grant.entry_id)
+            try:
+                await self._serve(request, target, caller, ticket, key, amount, receive, send, reply, reset)
+            finally:
+                await account.close()
+                gateway.settler.closed(grant.entry_id)
+        except Refusal as refusal:
+            exchange.refused(refusal)
+            await reply.refuse(refusal)
+        except asyncio.CancelledError:
+            exchange.ending = Ending.CUT
+            raise
+        except Exception:  # noqa: BLE001 -- its text may hold anything; the caller gets none of it
+            _log.exception("fault in a realtime session")
+            fault = Refusal("internal_error", "a fault of the proxy; its log says more")
+            exchange.refused(fault, Ending.FAULT)
+            if reply.started:
+                closed = {"code": close_code(fault.error_type), "reason": shortened(fault.detail)}
+                await send({"type": "websocket.close", **closed})
+            else:
+                await reply.refuse(fault)
+        finally:
+            gateway.telemetry.finish(exchange)
+
+    def _take_ticket(self, request: Request) -> Ticket | None:
+        """Take the one ticket off the query. Raises Refusal: bad_request for two, unidentified for one that is not ours."""
+        parts = [] if request.query is None else request.query.split(b"&")
+        found = [part for part in parts if part.partition(b"=")[0] == TOKEN_PARAMETER]
+        if not found:
+            return None
+        if len(found) > 1:
+            raise Refusal("bad_request", "more than one fal_jwt_token")
+        rest = [part for part in parts if part is not found[0]]
+        request.query = b"&".join(rest) if rest else None
+        if self.gateway.tickets is None:
+            raise Refusal("mode_off", "this proxy knows no tickets (FAL_PROXY_SECRET signs them)")
+        return self.gateway.tickets.read(found[0].partition(b"=")[2])
+
+    def _judge_page(
+        self, ticket: Ticket | None, caller: Caller, target: Target, request: Request, accepted: bool | None
+    ) -> None:
+        if ticket is None:
+            judge_cross_site(caller, request, origin_accepted=accepted, header_form=False)
+            return
+        origin = request.one(b"origin")
+        if (None if origin is None else origin.decode("latin-1")) != ticket.origin:
+            raise Refusal("origin_denied", "this ticket was given to another page")
+        if not ticket.opens(target.endpoint_id):
+            raise Refusal("endpoint_denied", f"this ticket is for {ticket.app}")
+
+    def _reservation(self, target: Target, plan: str) -> int:
+        """Return what a minute costs. Raises Refusal where it cannot be counted, or its inputs cannot be judged."""
+        if self.gateway.inputs.applies(target.endpoint_id):
+            raise Refusal("endpoint_denied", "inputs of this endpoint are judged here, and those of a socket cannot be")
+        if not self.gateway.gate.has_budget(plan):
+            return 0
+        if self.usd_per_second is None:
+            raise Refusal(
+                "endpoint_denied", "realtime has no price here, and budgets need one (realtime.usd_per_second)"
+            )
+        return per_seconds_microusd(self.usd_per_second, LEASE_SECONDS)
+
+    async def _serve(
+        self,
+        request: Request,
+        target: Target,
+        caller: Caller,
+        ticket: Ticket | None,
+        key: Key,
+        amount: int,
+        receive: Receive,
+        send: Send,
+        reply: Reply,
+        reset: Callable[[], None] | None,
+    ) -> None:
+        """Dial, switch protocols on both sides, and carry the session."""
+        gateway, exchange = self.gateway, reply.exchange
+        upstream = await self._dial(request, target, key, exchange, reply)
+        if upstream is None:
+            return
+        try:
+            if ticket and not await gateway.gate.spend(ticket.id, self._remembered_seconds):
+                raise _spent()
+            gateway.key_guard.judge_fields(upstream.headers)
+            exchange.status = SWITCHED
+            exchange.cost_microusd = amount or None
+            await send({"type": "websocket.accept", "headers": fields.to_handshake(upstream.headers)})
+            stopped = asyncio.Event()
+            resume = gateway.lifecycle.on_draining(stopped.set)
+
+            async def lease() -> None:
+                await gateway.gate.lease(caller, caller.plan, amount)
+                if amount:
+                    exchange.cost_microusd = (exchange.cost_microusd or 0) + amount
+
+            end = CallerSocket(receive, send, reset, closes_without_code=reset is not None)
+            try:
+                await relay_socket(end, upstream, self.terms, exchange, gateway.key_guard, lease, stopped)
+            finally:
+                resume()
+        except BaseException:
+            upstream.abort()
+            raise
+
+    async def _dial(
+        self, request: Request, target: Target, key: Key, exchange: Exchange, reply: Reply
+    ) -> Socket | None:
+        """Return fal's end of the session, None when fal has answered otherwise, which then went down as it came."""
+        gateway = self.gateway
+        origin, path_and_query = gateway.route.to(target.host, target.path_and_query)
+        passed = [*fields.to_upstream_socket(request.headers), CLIENT_PROXY, key.field]
+        try:
+            found = await open_socket(self.dialer, origin, path_and_query, passed)
+        except UpstreamError as error:
+            exchange.written = error.written
+            raise refusal_for(error, Kind.REALTIME.traits) from error
+        exchange.written = True
+        exchange.first_byte_seconds = exchange.elapsed_seconds
+        if isinstance(found, Socket):
+            exchange.upstream_status = SWITCHED
+            return found
+        exchange.upstream_status, exchange.whole = found.status, True
+        named = any(name == b"x-fal-request-id" for name, _ in found.headers)
+        key.answered(found.status, found.body, from_job=named, paid=True)
+        await self._answer(found, reply)
+        return None
+
+    async def _answer(self, denied: Denied, reply: Reply) -> None:
+        status, headers, body = denied
+        if not 400 <= status < 600:
+            raise Refusal("upstream_invalid", f"fal answered the handshake with {status}")
+        try:
+            self.gateway.key_guard.judge_fields(headers)
+            self.gateway.key_guard.judge(body)
+        except UpstreamError as error:
+            raise refusal_for(error, Kind.REALTIME.traits) from error
+        kept = [pair for pair in headers if pair[0] not in (b"content-length", b"connection")]
+        await reply.head(status, [*kept, (b"content-length", b"%d" % len(body))])
+        reply.exchange.bytes_down = len(body)
+        await reply.send({"type": "http.response.body", "body": body})
+
+    @property
+    def _remembered_seconds(self) -> int:
+        return self.gateway.tickets.seconds if self.gateway.tickets else 0
+
+
+def _spent() -> Refusal:
+    return Refusal("unidentified", "this ticket was used; every socket needs one of its own")
+
+
+def _before_handshake(send: Send) -> Send:
+    """Return a way to send an ordinary answer in place of the 101 (ASGI's denial response)."""
+
+    async def denial(message: Message) -> None:
+        await send({**message, "type": "websocket." + message["type"]})
+
+    return denial

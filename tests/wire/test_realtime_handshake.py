@@ -12,13 +12,13 @@ import pytest
 from fal_proxy._version import __version__
 from fal_proxy.admin import Admin
 from fal_proxy.server import Listener, bind, serving
-from fal_proxy.settings import InputRule, Realtime
-from support.limited import refused
+from fal_proxy.settings import InputRule, Realtime, Server
+from support.limited import refused, wide
 from support.lines import Lines
 from support.peers import Peer
 from support.proxied import FAL_KEY, FAL_KEY_SECRET, MOUNT, Proxy
 from support.raw import raw_client, request
-from support.sockets import StartStage, stage, wide
+from support.sockets import StartStage, stage
 from support.websocket import APP, NONCE, SHAKE, TEXT, FalEnd, Fields, Frame, answered, handshake, opened, switching
 
 start = stage

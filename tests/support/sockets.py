@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ TOKENS = ("POST", "/rest.fal.ai/tokens/")
 TOKENS_REALTIME = ("POST", "/rest.fal.ai/tokens/realtime")
 ALIAS = b'{"allowed_apps":["fast-lcm"],"token_expiration":120}'
 SESSIONS = 1000
+PATIENCE = 20.0
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,12 @@ class Stage:
     async def sessions(self, caller: Fields | None = None) -> int:
         """Return how many sockets a caller holds."""
         return int((await self.limited.me(caller or self.ada))["realtime"]["in_use"])
+
+    async def left(self, sessions: int = 0) -> None:
+        """Wait until ada holds no more sockets than this."""
+        async with asyncio.timeout(PATIENCE):
+            while await self.sessions() > sessions:  # noqa: ASYNC110 -- the store tells nobody
+                await asyncio.sleep(0.02)  # `/me` itself has a rate
 
 
 def with_ticket(ticket: str, path: str = APP) -> str:

@@ -14,20 +14,13 @@ from fal_proxy.settings import Realtime
 from support.limited import refused, wide
 from support.lines import Lines
 from support.peers import Peer, turns
-from support.sockets import Stage, StartStage, stage
+from support.sockets import StartStage, stage
 from support.websocket import CLOSE, PONG, TEXT, CallerEnd, FalEnd, frame, opened
 
 start = stage
 PATIENCE = 10.0
 MINUTE = 600_000  # at a cent a second
 CENT = Realtime(usd_per_second=0.01)
-
-
-async def gone(on: Stage) -> None:
-    """Wait until the caller holds no socket."""
-    async with asyncio.timeout(PATIENCE):
-        while await on.sessions():
-            pass
 
 
 async def test_places_are_the_plans_and_runs_have_their_own(start: StartStage) -> None:
@@ -41,9 +34,7 @@ async def test_places_are_the_plans_and_runs_have_their_own(start: StartStage) -
         assert await on.sessions(on.limited.user("bea")) == 0
         await one.close(1000)
         await one.end()
-        async with asyncio.timeout(PATIENCE):
-            while await on.sessions() > 1:
-                pass
+        await on.left(1)
         async with opened(on.proxy, on.ada):
             assert await on.sessions() == 2
 
@@ -100,7 +91,7 @@ async def test_however_it_ends_the_place_is_free_and_the_minute_paid(start: Star
         assert await on.sessions() == 1
         assert await on.limited.money(on.ada) == (0, MINUTE)
         await way(caller, fal)
-        await gone(on)
+        await on.left()
         assert await on.limited.money(on.ada) == (MINUTE, 0)
         assert await caller.end()
         async with opened(on.proxy, on.ada):
@@ -121,7 +112,7 @@ async def test_each_minute_is_charged_ahead_until_the_budget_ends_it(
         assert code == 4402
         assert reason.startswith("your budget of $0.10 per day does not cover this request")
         assert (await fal.frame()).closing == (1000, "")
-    await gone(on)
+    await on.left()
     assert await on.limited.money(on.ada) == (100_000, 0)
     refused(await on.refused(on.ada), 402, "budget_exhausted")
     line = next(line for line in map(json.loads, lines.text) if line["kind"] == "realtime")
@@ -152,7 +143,7 @@ async def test_a_store_that_is_away_at_a_renewal_closes_with_1013(
             patch.setattr(on.proxy.app._gateway.gate.store, "admit", away)
             assert (await caller.end())[0] == 1013
         assert (await fal.frame()).closing == (1000, "")
-    await gone(on)
+    await on.left()
 
 
 async def test_without_a_budget_nothing_is_charged(start: StartStage, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -199,7 +190,7 @@ async def test_a_fal_that_answers_no_ping_is_gone(start: StartStage, monkeypatch
     async with opened(on.proxy, on.ada) as caller:
         await on.fal.next()  # and read nothing
         assert await caller.end() == (1011, "fal does not answer any more")
-    await gone(on)
+    await on.left()
 
 
 async def test_a_fal_that_answers_pings_is_not(start: StartStage, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -165,8 +165,7 @@ async def test_of_two_at_once_exactly_one_is_opened_and_the_other_pays_nothing(s
         async with asyncio.timeout(10):
             heads = [await client.read_head() for client in (one, two)]
             assert sorted(status for status, _ in heads) == [101, 401]
-            while await on.sessions() > 1:
-                pass
+            await on.left(1)
             assert await on.limited.money(on.ada) == (0, 600_000), "the reservation of the one that runs"
 
 
@@ -190,16 +189,12 @@ async def test_a_refusal_leaves_the_ticket_as_it_was(start: StartStage) -> None:
         refused(await on.refused([], with_ticket(ticket)), 429, "concurrency_limited")
         await caller.close(1000)
         await caller.end()
-    async with asyncio.timeout(10):
-        while await on.sessions():
-            pass
+    await on.left()
     async with opened(on.proxy, on.ada):
         pass
     refused(await on.refused([], with_ticket(ticket)), 429, "rate_limited")
     on.limited.clock.advance(61)
-    async with asyncio.timeout(10):
-        while await on.sessions():
-            pass
+    await on.left()
     async with opened(on.proxy, [], with_ticket(ticket)):
         refused(await on.refused([], with_ticket(ticket)), 401, "unidentified")
 

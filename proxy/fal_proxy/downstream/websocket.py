@@ -34,6 +34,8 @@ MAX_FRAGMENTS = 1024  # of one message
 MAX_PINGS = 100  # in a second
 SLICE_BYTES = 4096  # read at once: frames can be as short as two bytes
 TURN_SECONDS = 0.002  # of parsing, before others have their turn
+PING_SECONDS = 20.0  # between two
+PONG_SECONDS = 20.0  # for the answer
 LINGER_SECONDS = 10.0  # for a caller to take what is left and end their side
 LINGER_BYTES = 32 * 1024 * 1024  # what may still come meanwhile; it is not looked at
 NO_CODE = 1005
@@ -56,6 +58,7 @@ class SocketProtocol(WebSocketsSansIOProtocol):
         super().__init__(config, server_state, app_state)
         self.logger = self.conn.logger = _log
         self.conn.debug = False
+        self.ping_interval, self.ping_timeout = PING_SECONDS, PONG_SECONDS
         self._place = place
         self._target = target
         self._leaving: list[Callable[[], None]] = []

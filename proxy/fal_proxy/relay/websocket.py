@@ -14,6 +14,7 @@ What must never happen here, and where it is prevented:
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -28,6 +29,7 @@ from fal_proxy.upstream.websocket import CLOSE_SECONDS, NO_CODE, NO_FRAME, SENDA
 
 LEASE_SECONDS = 60.0
 PING_SECONDS = 20.0
+TURN_MESSAGES = 16  # that may wait already; then others have their turn
 _REASON_BYTES = 123  # of a close frame (RFC 6455 §5.5)
 Lease = Callable[[], Awaitable[None]]
 
@@ -140,7 +142,9 @@ class _Session:
 
     async def to_upstream(self) -> _End:
         """Pass the caller's messages on until they end, or send too many."""
-        while True:
+        for count in itertools.count(1):
+            if count % TURN_MESSAGES == 0:
+                await asyncio.sleep(0)
             message = await self._caller.receive()
             if isinstance(message, Closing):
                 gone = message.code == NO_FRAME
@@ -156,10 +160,13 @@ class _Session:
             self._upstream.send(message)
             if self._upstream.write_paused and not await self._drained():
                 return _GONE
+        raise AssertionError("the count has no end")
 
     async def to_caller(self) -> _End:
         """Pass upstream's messages on until it ends."""
-        while True:
+        for count in itertools.count(1):
+            if count % TURN_MESSAGES == 0:
+                await asyncio.sleep(0)
             message = await self._upstream.receive()
             if isinstance(message, Closing):
                 return _End("fal", message, Ending.CUT if message.broken else Ending.COMPLETE)
@@ -174,6 +181,7 @@ class _Session:
             except ClientGone:
                 return _GONE
             self._exchange.bytes_down += len(message.data)
+        raise AssertionError("the count has no end")
 
     async def _drained(self) -> bool:
         """Wait until upstream takes more; False when the caller has left meanwhile, which no message tells then."""

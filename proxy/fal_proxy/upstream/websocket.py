@@ -27,6 +27,8 @@ from fal_proxy.upstream.connection import HIGH_WATER_BYTES, Connection
 from fal_proxy.upstream.dial import Dialer, Origin
 
 MESSAGE_BYTES = 16 * 1024 * 1024  # the largest that upstream may send
+SLICE_BYTES = 16 * 1024  # parsed at once: frames can be as short as two bytes
+TURN_SECONDS = 0.002  # of parsing, before others have their turn
 MESSAGE_OVERHEAD_BYTES = 128  # what an empty one takes of our memory
 HANDSHAKE_SECONDS = 90.0  # a cold start; what fal's own Python client waits
 CLOSE_SECONDS = 10.0  # for upstream to answer our close frame
@@ -74,6 +76,8 @@ class Socket:
         self._response: Response | None = None
         self.headers: Headers = []  # of the 101
         self._ended = False
+        self._unread = bytearray()  # received, and not parsed yet
+        self._turn: asyncio.Handle | None = None
         self._unanswered_pings = 0
         self._timer: asyncio.TimerHandle | None = None
 
@@ -86,7 +90,7 @@ class Socket:
             self._messages.popleft()
             self._waiting_bytes -= len(message.data) + MESSAGE_OVERHEAD_BYTES
             if self._waiting_bytes < HIGH_WATER_BYTES:
-                self._connection.resume_reading()
+                self._read()
         return message
 
     def send(self, message: Message) -> None:
@@ -146,18 +150,14 @@ class Socket:
 
     def on_bytes(self, data: bytes) -> None:
         """Take what arrived."""
-        if self._ended:
-            return
-        self._protocol.receive_data(data)
-        self._take_events()
-        self._flush()
-        if self._protocol.handshake_exc is not None or self._protocol.parser_exc is not None:
-            self._end()
-        elif self._waiting_bytes >= HIGH_WATER_BYTES:
-            self._connection.pause_reading()
+        if not self._ended:
+            self._unread += data
+            self._read()
 
     def on_end(self) -> None:
         """Learn that upstream closed its direction."""
+        if not self._ended:
+            self._parse(len(self._unread))
         if not self._ended:
             self._protocol.receive_eof()
             self._take_events()
@@ -166,9 +166,37 @@ class Socket:
 
     def on_lost(self, reason: str) -> None:
         """Learn that the connection is gone."""
+        if not self._ended:
+            self._parse(len(self._unread))
         self._end()
         if self._timer is not None:
             self._timer.cancel()
+
+    def _read(self) -> None:
+        """Parse a little at a time, so that no flood of tiny frames keeps other sessions waiting."""
+        if self._turn is not None:
+            self._turn.cancel()
+            self._turn = None
+        loop = asyncio.get_running_loop()
+        ends = loop.time() + TURN_SECONDS
+        while self._unread and self._waiting_bytes < HIGH_WATER_BYTES and not self._ended:
+            if loop.time() >= ends:
+                self._turn = loop.call_soon(self._read)
+                break
+            self._parse(SLICE_BYTES)
+        if (self._unread or self._waiting_bytes >= HIGH_WATER_BYTES) and not self._ended:
+            self._connection.pause_reading()
+        else:
+            self._connection.resume_reading()
+
+    def _parse(self, size: int) -> None:
+        data = bytes(self._unread[:size])
+        del self._unread[:size]
+        self._protocol.receive_data(data)
+        self._take_events()
+        self._flush()
+        if self._protocol.handshake_exc is not None or self._protocol.parser_exc is not None:
+            self._end()
 
     def _take_events(self) -> None:
         for event in self._protocol.events_received():
@@ -200,6 +228,7 @@ class Socket:
         if self._ended:
             return
         self._ended = True
+        self._unread.clear()
         received = self._protocol.close_rcvd
         failed = self._protocol.parser_exc is not None and self._protocol.close_sent is not None
         if failed and (sent := self._protocol.close_sent) is not None:

@@ -142,6 +142,7 @@ async def test_a_caller_who_reads_nothing_of_an_ending_is_let_go(
 ) -> None:
     monkeypatch.setattr("fal_proxy.downstream.websocket.LINGER_SECONDS", 0.3)
     monkeypatch.setattr("fal_proxy.relay.websocket.CLOSE_SECONDS", 0.3)
+    monkeypatch.setattr("fal_proxy.upstream.websocket.CLOSE_SECONDS", 0.3)
     on = await start(realtime=Realtime(session_seconds=1))
     async with opened(on.proxy, on.ada) as caller:
         caller.client.writer.transport.pause_reading()  # type: ignore[attr-defined]

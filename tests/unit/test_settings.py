@@ -103,6 +103,7 @@ def test_defaults_are_the_contracts(tmp_path: Path) -> None:
         "read": "2400/minute",
         "upload": "60/hour",
         "concurrent": 4,
+        "realtime_sessions": 1,
         "budget": "",
         "total_budget": "",
     }

@@ -20,7 +20,7 @@ from statistics import median
 from soak.sse import Tally
 from support.observed import Observed, Sight, observed, raise_descriptor_limit
 
-LOADS = {"sse": "soak.sse"}
+LOADS = {"sse": "soak.sse", "sockets": "soak.sockets"}
 LOOK_SECONDS = 2.0
 WINDOW_SECONDS = 60.0
 GROWTH_PERCENT = 2.0

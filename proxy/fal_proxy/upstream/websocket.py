@@ -251,7 +251,8 @@ async def open_socket(dialer: Dialer, origin: Origin, path_and_query: bytes, hea
         async with asyncio.timeout(HANDSHAKE_SECONDS):
             response = await socket._shake_hands(Request(path_and_query.decode("ascii"), fields))
         if response.status_code == 101:
-            if protocol.state is not State.OPEN:
+            # What follows the 101 may be a close frame already: the state can be beyond OPEN.
+            if protocol.handshake_exc is not None or protocol.state is State.CONNECTING:
                 raise UpstreamInvalid("upstream answered 101 and did not complete the handshake", written=True)
             socket.headers = _pairs(response)
             return socket

@@ -17,7 +17,7 @@ from fractions import Fraction
 
 from fal_proxy import headers as fields
 from fal_proxy.admission.accounts import Account
-from fal_proxy.errors import ClientGone, Refusal, UpstreamError, close_code
+from fal_proxy.errors import Refusal, UpstreamError, close_code
 from fal_proxy.exchange import Caller, Ending, Exchange, Kind, Request, Target
 from fal_proxy.gateway import CLIENT_PROXY, Gateway, address, draining
 from fal_proxy.identity.ticket import Ticket
@@ -84,8 +84,6 @@ class Realtime:
         except Refusal as refusal:
             exchange.refused(refusal)
             await reply.refuse(refusal)
-        except ClientGone:
-            exchange.ending = Ending.CLIENT_GONE
         except asyncio.CancelledError:
             exchange.ending = Ending.CUT
             raise
@@ -163,8 +161,7 @@ class Realtime:
             gateway.key_guard.judge_fields(upstream.headers)
             exchange.status = SWITCHED
             exchange.cost_microusd = amount or None
-            end = CallerSocket(receive, send, reset, closes_without_code=reset is not None)
-            await end.accept(fields.to_handshake(upstream.headers))
+            await send({"type": "websocket.accept", "headers": fields.to_handshake(upstream.headers)})
             stopped = asyncio.Event()
             resume = gateway.lifecycle.on_draining(stopped.set)
 
@@ -173,6 +170,7 @@ class Realtime:
                 if amount:
                     exchange.cost_microusd = (exchange.cost_microusd or 0) + amount
 
+            end = CallerSocket(receive, send, reset, closes_without_code=reset is not None)
             try:
                 await relay_socket(end, upstream, self.terms, exchange, gateway.key_guard, lease, stopped)
             finally:

@@ -13,7 +13,6 @@ from typing import Any
 
 from uvicorn._types import ASGISendEvent
 from uvicorn.config import Config
-from uvicorn.protocols.utils import ClientDisconnected
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from uvicorn.server import ServerState
 from websockets.exceptions import InvalidState
@@ -106,13 +105,11 @@ class SocketProtocol(WebSocketsSansIOProtocol):
         self.transport.abort()
 
     async def send(self, message: ASGISendEvent) -> None:
-        """Send; a close without a code is possible here. Raises ClientDisconnected after the end, whoever ended it."""
+        """Send; a close without a code is possible here."""
         if message["type"] == "websocket.close" and message.get("code") == NO_CODE and self.handshake_complete:
             if not self.close_sent and not self.transport.is_closing():
                 self._close_without_code()
             return
-        if self.handshake_complete and self.close_sent:
-            raise ClientDisconnected  # uvicorn would blame the app, which cannot know yet that we ended this caller
         await super().send(message)
         if message["type"] == "websocket.http.response.body" and not message.get("more_body"):
             self.handshake_complete = True  # with another answer than 101; uvicorn would call it a fault of the app

@@ -18,11 +18,9 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from fal_proxy.errors import ClientGone, Refusal, UpstreamError, close_code
+from fal_proxy.errors import Refusal, UpstreamError, close_code
 from fal_proxy.exchange import Ending, Exchange
-from fal_proxy.headers import Headers
 from fal_proxy.relay.guard import KeyGuard
-from fal_proxy.relay.inbound import Message as Event
 from fal_proxy.relay.inbound import Receive, Send
 from fal_proxy.stores import SLOTS
 from fal_proxy.stores.windows import Window
@@ -44,19 +42,12 @@ class Terms(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class CallerSocket:
-    """The caller's end, as ASGI has it; `reset` and a close without a code exist under our own server only.
-
-    Everything that is sent raises ClientGone once nobody is there.
-    """
+    """The caller's end, as ASGI has it; `reset` and a close without a code exist under our own server only."""
 
     receive_event: Receive
     send_event: Send
     reset: Callable[[], None] | None = None
     closes_without_code: bool = False
-
-    async def accept(self, headers: Headers) -> None:
-        """Switch protocols."""
-        await self._pass({"type": "websocket.accept", "headers": headers})
 
     async def receive(self) -> Message | Closing:
         """Return the caller's next message, or how they ended."""
@@ -69,9 +60,9 @@ class CallerSocket:
     async def send(self, message: Message) -> None:
         """Send a message. Raises UnicodeDecodeError for text that is none."""
         if message.text:
-            await self._pass({"type": "websocket.send", "text": message.data.decode()})
+            await self.send_event({"type": "websocket.send", "text": message.data.decode()})
         else:
-            await self._pass({"type": "websocket.send", "bytes": message.data})
+            await self.send_event({"type": "websocket.send", "bytes": message.data})
 
     async def close(self, code: int, reason: str) -> None:
         """Send a close frame, or cut the connection for NO_FRAME."""
@@ -80,13 +71,7 @@ class CallerSocket:
             return
         if code not in SENDABLE_CODES:
             code = NO_CODE if self.closes_without_code and code == NO_CODE else 1000 if code == NO_CODE else 1011
-        await self._pass({"type": "websocket.close", "code": code, "reason": shortened(reason)})
-
-    async def _pass(self, event: Event) -> None:
-        try:
-            await self.send_event(event)
-        except OSError as error:  # what ASGI's servers raise then (spec 2.4)
-            raise ClientGone from error
+        await self.send_event({"type": "websocket.close", "code": code, "reason": shortened(reason)})
 
 
 async def relay_socket(
@@ -165,8 +150,6 @@ class _Session:
                 await self._caller.send(message)
             except UpstreamError as error:
                 return _refused(Refusal(error.error_type, error.detail))
-            except ClientGone:
-                return _End("caller", Closing(NO_FRAME), Ending.CLIENT_GONE)
             except UnicodeDecodeError:
                 return _refused(Refusal("upstream_invalid", "fal sent text that is not UTF-8"))
             self._exchange.bytes_down += len(message.data)
@@ -209,10 +192,7 @@ class _Session:
             self._upstream.close(code if end.by == "caller" else 1000)
         if end.by == "caller":
             return
-        try:
-            await self._caller.close(code, reason)
-        except ClientGone:
-            pass
+        await self._caller.close(code, reason)
 
 
 def _refused(refusal: Refusal) -> _End:

@@ -58,7 +58,7 @@ class Talker(asyncio.Protocol):
         self._socket = ClientProtocol(
             parse_uri("ws://127.0.0.1" + target("/fal.run/fal-ai/soak/realtime")), logger=_QUIET
         )
-        self._said = self._heard = 0
+        self.said = self._heard = 0
         self._harmed = False
         self._timer: asyncio.TimerHandle | None = None
         self.leaving = False
@@ -83,8 +83,8 @@ class Talker(asyncio.Protocol):
                 self._callers.events += 1
         if self._socket.handshake_exc is not None:
             self._fault(f"refused: {self._socket.handshake_exc}")
-        elif self._timer is None and self._socket.state is State.OPEN:
-            self._say()
+        elif not self.said and self._socket.state is State.OPEN:
+            self.say()
         _flush(self._socket, self._transport)
 
     def leave(self) -> None:
@@ -102,12 +102,13 @@ class Talker(asyncio.Protocol):
             self._timer.cancel()
         self._callers.lost(self)
 
-    def _say(self) -> None:
+    def say(self) -> None:
+        """Say the next number, now and every second."""
         if self._socket.state is State.OPEN:
-            self._socket.send_text(b"%d %d" % (self._said, time.monotonic_ns()))
-            self._said += 1
+            self._socket.send_text(b"%d %d" % (self.said, time.monotonic_ns()))
+            self.said += 1
             _flush(self._socket, self._transport)
-            self._timer = asyncio.get_running_loop().call_later(MESSAGE_SECONDS, self._say)
+            self._timer = asyncio.get_running_loop().call_later(MESSAGE_SECONDS, self.say)
 
     def _fault(self, text: str) -> None:
         if not self._harmed:

@@ -145,12 +145,22 @@ class Callers:
                 for caller in list(self._open)[:churn]:
                     caller.leave()
                     del self._open[caller]
-            for _ in range(min(OPENED_A_SECOND, count - len(self._open))):
-                await self._dial()
+            await self.open(min(count, len(self._open) + OPENED_A_SECOND))
             slowest, self.slowest_ns = self.slowest_ns / 1e6, 0
             sys.stdout.write(json.dumps(Tally(len(self._open), self.opened, self.events, self.faults, slowest)) + "\n")
             sys.stdout.flush()
             await asyncio.sleep(max(0.0, began + 1 - asyncio.get_running_loop().time()))
+
+    async def open(self, count: int) -> None:
+        """Open connections until there are `count`."""
+        while len(self._open) < count:
+            await self._dial()
+
+    def leave(self) -> None:
+        """Let everybody go."""
+        for caller in self._open:
+            caller.leave()
+        self._open.clear()
 
     def lost(self, caller: Caller) -> None:
         """Learn that a connection ended."""

@@ -46,8 +46,8 @@ const scenarios = {
   async upload({ name, type, bytes, size }) {
     const url = await fal.storage.upload(new File([bytes ?? new Uint8Array(size).fill(7)], name, { type }));
     const response = await fetch(url);
-    const back = await response.text();
-    return { url, type: response.headers.get("content-type"), length: back.length, bytes: bytes && back };
+    const back = Buffer.from(await response.arrayBuffer());
+    return { url, type: response.headers.get("content-type"), length: back.length, bytes: bytes && back.toString() };
   },
 
   /** Submit a file as a field of the input: the client uploads it first. */

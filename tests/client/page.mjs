@@ -1,6 +1,9 @@
 // What the clients see of a browser, in Node: `window` and `document` (before 1.10 `proxyUrl` counts only there), and a
 // `fetch` with a page's address, its one cookie and the fields that a browser sets. What was fetched is in `fetched`.
+// A `WebSocket` to fal leads to the proxy's path form, as the proxy's shim leads it.
 // Waiting is shortened, so that the clients' back-off costs milliseconds. The clients themselves are untouched.
+import WebSocket from "ws";
+
 export const fetched = [];
 let page; // {origin, cookie, elsewhere: {address: where it really is}}
 
@@ -40,4 +43,11 @@ globalThis.fetch = async (address, options = {}) => {
     status: response.status,
   });
   return response;
+};
+globalThis.WebSocket = class extends WebSocket {
+  constructor(address) {
+    const { host, pathname, search } = new URL(address);
+    super(`${page.origin.replace("http", "ws")}/api/fal/proxy/${host}${pathname}${search}`, { origin: page.origin });
+    this.binaryType = "blob"; // as in browsers
+  }
 };

@@ -16,6 +16,7 @@ import pytest_asyncio
 
 from client.ages import CLIENTS, Client, Fetched, Page
 from client.stage import FILE_HOST, OLD_FILE_HOST, Stage, judge, staged
+from fal_proxy.emulator import parse_faults
 from fal_proxy.identity.key import add
 from fal_proxy.settings import State
 from support.node import Node
@@ -26,8 +27,11 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 PROMPT = {"prompt": "žluťoučký kůň 🐎"}
 SLOW = {"seconds": 2, "chatty": True}
 ENDLESS = {"seconds": 1, "queue_seconds": 100_000}
+MIB = 1024 * 1024
+MULTIPART = [client for client in CLIENTS if client.name in ("1.2.3", "1.8.5")]  # the newest has a test of its own
 STATUSES = ["IN_QUEUE", "IN_PROGRESS", "COMPLETED"]
 NOWHERE = "acme/closed"  # outside of the plan
+LOST = "emulator/lost"  # its answers never come
 PATIENT = {"connectionMode": "server"}
 
 
@@ -46,7 +50,7 @@ async def everything(
         client.name: add(folder / "users.toml", client.package.strip("@").replace("/", "-"), "tight")
         for client in CLIENTS
     }
-    async with staged(node, folder, anonymous=True, settings=settings) as stage:
+    async with staged(node, folder, anonymous=True, settings=settings, faults=parse_faults(f"{LOST}:reset")) as stage:
         yield stage, tight
 
 
@@ -151,12 +155,37 @@ async def test_an_upload_goes_straight_to_fals_files_and_comes_back(page: Page) 
     assert [entry.method for entry in page.stage.entries(host)] == ["PUT", "GET"]
 
 
+@pytest.mark.parametrize("loaded", MULTIPART, ids=lambda client: client.name, indirect=True)
+async def test_a_large_upload_goes_up_in_parts(loaded: Page) -> None:
+    stage = loaded.stage
+    stage.emulated.app.journal.clear()
+    seen, fetched = await loaded.play("upload", name="film.mp4", type="video/mp4", size=91 * MIB)
+
+    assert (seen["length"], seen["type"]) == (91 * MIB, "video/mp4")
+    assert stage.targets(loaded.client.rest) == [loaded.client.initiate("initiate-multipart")]
+    assert [each.ours for each in fetched] == [True] + [False] * 12, "ten parts, their end, and the way back"
+    parts = [entry.body_bytes for entry in stage.entries(FILE_HOST) if entry.method == "PUT"]
+    assert parts == [10 * MIB] * 9 + [MIB]
+    judge(stage.emulated.app.journal, stage.proxy.user_key)
+
+
 async def test_a_file_in_the_input_is_uploaded_first(page: Page) -> None:
     seen, _ = await page.play("inInput", endpoint="emulator/echo", name="a.png", type="image/png", bytes="a picture")
 
     given = page.client.data(seen)["input"]
     assert given["file"].startswith(page.stage.emulated.url)
     assert page.stage.targets(page.client.rest) == [page.client.initiate()]
+
+
+async def test_a_realtime_socket_opens_with_the_ticket_that_the_client_asks_for(page: Page) -> None:
+    seen, fetched = await page.play("realtime", endpoint="emulator/echo", input=PROMPT)
+
+    assert seen["input"]["prompt"] == PROMPT["prompt"]
+    [asked] = fetched
+    assert asked.target == f"https://{page.client.rest}/tokens/"
+    assert page.stage.entries(page.client.rest) == [], "the ticket is ours"
+    [socket] = page.stage.targets("fal.run")
+    assert socket == "GET /emulator/echo/realtime"
 
 
 async def test_an_endpoint_outside_of_the_plan_is_told(page: Page) -> None:
@@ -201,6 +230,17 @@ async def test_a_used_up_rate_is_told_and_reaches_fal_once(
         assert refused["attempts"] == (1 if way == "stream" else loaded.client.attempts(429))
     assert loaded.stage.targets("fal.run") == ["POST /emulator/echo"]
     judge(loaded.stage.emulated.app.journal, key)
+
+
+async def test_a_paid_request_with_an_unknown_outcome_is_sent_once_unless_the_client_repeats_everything(
+    page: Page,
+) -> None:
+    seen, _ = await page.play("refused", endpoint=LOST, input=PROMPT)
+
+    for way, refused in seen.items():
+        assert_ours(refused["error"], 500, "upstream_outcome_unknown")
+        assert refused["attempts"] == (1 if way == "stream" else page.client.attempts(500))
+    assert len(page.stage.targets("queue.fal.run")) == (4 if page.client.name == "1.6.0" else 1)
 
 
 def assert_ours(error: Any, status: int, error_type: str) -> None:

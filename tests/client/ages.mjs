@@ -1,5 +1,6 @@
 // Every scenario of one client in one process: `node ages.mjs <package>`. A line of JSON on stdin names the scenario and its
-// parameters, a line on stdout says what the client returned or threw, and what it fetched.
+// parameters, a line on stdout says what the client returned or threw, and what it fetched. The client is set up by a line of
+// the README.
 import { File } from "node:buffer";
 import { createInterface } from "node:readline";
 import { fetched, open } from "./page.mjs";
@@ -89,9 +90,9 @@ async function failure(promise) {
 }
 
 for await (const line of createInterface({ input: process.stdin })) {
-  const { scenario, page, config, ...params } = JSON.parse(line);
+  const { scenario, page, setUp, userKey, ...params } = JSON.parse(line);
   open(page);
-  fal.config({ proxyUrl: "/api/fal/proxy", suppressLocalCredentialsWarning: true, ...config });
+  new Function("fal", "userKey", setUp)(fal, userKey);
   let said;
   try {
     said = { returned: await scenarios[scenario](params) };

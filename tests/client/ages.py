@@ -7,9 +7,17 @@ from typing import Any, Literal, NamedTuple
 
 from client.stage import Stage
 from support.node import Run
-from support.proxied import FAL_KEY_ID, FAL_KEY_SECRET
+from support.snippets import at, client_lines
 
 ATTEMPTS = 4  # one, and three repeats
+# Rows of the README's table.
+IN_A_PAGE = "`@fal-ai/client` 1.0 to 1.10, `@fal-ai/serverless-client` 0.15, in a page"
+WITH_A_KEY = "the same, with a user key"
+ELSEWHERE = "the same, in a page of another origin (`cors.origins`)"
+IN_NODE = "`@fal-ai/client` 1.10 in Node"
+IN_NODE_BEFORE = "`@fal-ai/client` and `@fal-ai/serverless-client` before 1.10 in Node"
+AI_SDK = "`@ai-sdk/fal` 3 (images, video, speech, transcripts)"
+CURL = "`curl`"
 
 
 @dataclass(frozen=True)
@@ -74,18 +82,31 @@ class Page:
     stage: Stage
     run: Run
 
-    async def play(self, scenario: str, *, credentials: str | None = None, **params: Any) -> tuple[Any, list[Fetched]]:
-        """Play a scenario in a page just opened; return what the client returned, and what it fetched."""
+    async def play(
+        self,
+        scenario: str,
+        *,
+        row: str = "",
+        origin: str = "",
+        browser: bool = True,
+        credentials: str | None = None,
+        **params: Any,
+    ) -> tuple[Any, list[Fetched]]:
+        """Play a scenario in a page just opened; return what the client returned, and what it fetched.
+
+        `row` is the row of the README's table with which the client is set up, by default that of the stage's caller.
+        """
+        user_key = credentials or self.stage.credentials
+        line = client_lines()[row or (WITH_A_KEY if user_key else IN_A_PAGE)]
         said = await self.run.answer(
             {
                 "scenario": scenario,
-                "page": {"origin": self.stage.proxy.origin},
-                "config": {"credentials": credentials or self.stage.credentials},
+                "page": {"origin": origin or self.stage.proxy.origin, "browser": browser},
+                "setUp": at(self.stage.proxy.origin, line),
+                "userKey": user_key,
                 **params,
             }
         )
-        text = str(said)
-        assert FAL_KEY_ID not in text
-        assert FAL_KEY_SECRET not in text
+        self.stage.clean(said)
         assert "returned" in said, said
         return said["returned"], [Fetched(**each) for each in said["fetched"]]

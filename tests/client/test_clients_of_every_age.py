@@ -14,11 +14,11 @@ import msgspec
 import pytest
 import pytest_asyncio
 
-from client.ages import CLIENTS, Client, Fetched, Page
+from client.ages import CLIENTS, ELSEWHERE, IN_NODE, IN_NODE_BEFORE, Client, Fetched, Page
 from client.stage import FILE_HOST, OLD_FILE_HOST, Stage, judge, staged
 from fal_proxy.emulator import parse_faults
 from fal_proxy.identity.key import add
-from fal_proxy.settings import State
+from fal_proxy.settings import Cors, State
 from support.node import Node
 from support.proxied import MOUNT, OPEN_PLAN, open_settings
 
@@ -26,7 +26,8 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 PROMPT = {"prompt": "žluťoučký kůň 🐎"}
 SLOW = {"seconds": 2, "chatty": True}
-ENDLESS = {"seconds": 1, "queue_seconds": 100_000}
+ENDLESS = {"seconds": 1, "queue_seconds": 50_000}
+OTHER_ORIGIN = "https://other.example.com"
 MIB = 1024 * 1024
 MULTIPART = [client for client in CLIENTS if client.name in ("1.2.3", "1.8.5")]  # the newest has a test of its own
 STATUSES = ["IN_QUEUE", "IN_PROGRESS", "COMPLETED"]
@@ -45,7 +46,9 @@ async def everything(
         "default": msgspec.structs.replace(OPEN_PLAN, endpoints=("emulator/**", "fal-ai/**")),
         "tight": msgspec.structs.replace(OPEN_PLAN, submit="1/day"),
     }
-    settings = msgspec.structs.replace(open_settings(folder), plans=plans, state=State())
+    settings = msgspec.structs.replace(
+        open_settings(folder), plans=plans, state=State(), cors=Cors(origins=(OTHER_ORIGIN,))
+    )
     tight = {
         client.name: add(folder / "users.toml", client.package.strip("@").replace("/", "-"), "tight")
         for client in CLIENTS
@@ -152,7 +155,7 @@ async def test_an_upload_goes_straight_to_fals_files_and_comes_back(page: Page) 
     [initiated] = page.stage.entries(page.client.rest)
     assert json.loads(initiated.body) == {"content_type": "text/plain", "file_name": "žluťoučký kůň.txt"}
     host = FILE_HOST if page.client.storage_type else OLD_FILE_HOST
-    assert [entry.method for entry in page.stage.entries(host)] == ["PUT", "GET"]
+    assert [entry.method for entry in page.stage.entries(host)] == ["OPTIONS", "PUT", "GET"]
 
 
 @pytest.mark.parametrize("loaded", MULTIPART, ids=lambda client: client.name, indirect=True)
@@ -241,6 +244,31 @@ async def test_a_paid_request_with_an_unknown_outcome_is_sent_once_unless_the_cl
         assert_ours(refused["error"], 500, "upstream_outcome_unknown")
         assert refused["attempts"] == (1 if way == "stream" else page.client.attempts(500))
     assert len(page.stage.targets("queue.fal.run")) == (4 if page.client.name == "1.6.0" else 1)
+
+
+async def test_a_page_of_a_listed_origin_uses_the_proxy_of_another(loaded: Page) -> None:
+    loaded.stage.emulated.app.journal.clear()
+    given: dict[str, Any] = {"endpoint": "emulator/echo", "input": PROMPT, "options": {}}
+    seen, fetched = await loaded.play("subscribe", row=ELSEWHERE, origin=OTHER_ORIGIN, **given)
+
+    assert loaded.client.data(seen["result"])["input"] == PROMPT
+    assert not loaded.client.wraps or len(seen["result"]["requestId"]) == 36, "the field is exposed"
+    assert {each.ours for each in fetched} == {False}
+    judge(loaded.stage.emulated.app.journal, loaded.stage.proxy.user_key)
+
+
+async def test_node_uses_the_proxy_for_everything_but_files(loaded: Page) -> None:
+    stage = loaded.stage.for_caller(anonymous=False)
+    stage.emulated.app.journal.clear()
+    row = IN_NODE if loaded.client is CLIENTS[-1] else IN_NODE_BEFORE
+    given: dict[str, Any] = {"endpoint": "emulator/echo", "name": "a.txt", "type": "text/plain", "bytes": "neigh"}
+    seen, fetched = await Page(loaded.client, stage, loaded.run).play("inInput", row=row, browser=False, **given)
+
+    assert loaded.client.data(seen)["input"]["file"].startswith(stage.emulated.url)
+    assert [each.ours for each in fetched] == [True, False, True]
+    assert stage.targets("fal.run") == ["POST /emulator/echo"]
+    assert stage.targets(loaded.client.rest) == [loaded.client.initiate()]
+    judge(stage.emulated.app.journal, stage.proxy.user_key)
 
 
 def assert_ours(error: Any, status: int, error_type: str) -> None:

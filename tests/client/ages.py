@@ -16,7 +16,7 @@ WITH_A_KEY = "the same, with a user key"
 ELSEWHERE = "the same, in a page of another origin (`cors.origins`)"
 IN_NODE = "`@fal-ai/client` 1.10 in Node"
 IN_NODE_BEFORE = "`@fal-ai/client` and `@fal-ai/serverless-client` before 1.10 in Node"
-AI_SDK = "`@ai-sdk/fal` 3 (images, video, speech, transcripts)"
+AI_SDK = "`@ai-sdk/fal` 3 (images, video, transcripts)"
 CURL = "`curl`"
 
 

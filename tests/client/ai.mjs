@@ -21,7 +21,7 @@ const scenarios = {
 
   async video() {
     const model = fal.video("kling-video/v2/master/text-to-video");
-    const options = { prompt: "waves", n: 1, duration: 5, providerOptions: {} };
+    const options = { prompt: "waves", n: 1, providerOptions: {} };
     const { operation } = await model.doStart(options);
     for (;;) {
       const state = await model.doStatus({ operation, ...options });

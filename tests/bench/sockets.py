@@ -32,7 +32,7 @@ class Silent(Talker):
 
 async def _until(proxy: Observed, in_progress: int) -> Sight:
     async with asyncio.timeout(OPEN_SECONDS):
-        while (sight := await proxy.look()).in_progress != in_progress:
+        while (sight := await proxy.look()).in_progress != in_progress:  # noqa: ASYNC110 -- another process's number
             await asyncio.sleep(0.2)
     return sight
 

@@ -244,7 +244,7 @@ async def test_whoever_does_not_read_stops_the_other_and_gets_everything_later(p
     async def flow() -> None:
         nonlocal sent
         while True:
-            await source.send(BINARY, message)  # type: ignore[attr-defined]
+            await source.send(BINARY, message)
             sent += 1
 
     flowing = asyncio.ensure_future(flow())
@@ -256,7 +256,7 @@ async def test_whoever_does_not_read_stops_the_other_and_gets_everything_later(p
     assert sent * len(message) < 32 << 20, "somebody holds it all"
     flowing.cancel()
     for _ in range(sent):
-        assert await sink.frame() == Frame(BINARY, message)  # type: ignore[attr-defined]
+        assert await sink.frame() == Frame(BINARY, message)
 
 
 async def test_messages_that_come_with_the_handshake_are_not_lost(proxy: Proxy, fal: FalSockets) -> None:

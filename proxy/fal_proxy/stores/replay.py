@@ -101,6 +101,7 @@ def snapshot(state: State) -> Iterator[Put]:
     for name in list(state.purses):
         if (purse := state.purses.get(name)) is not None:
             yield ("purse", name, purse.spent, purse.reserved, purse.ends)
+    yield from [("cover", name, ends) for name, ends in state.covers.items()]
     for entry_id in list(state.entries):
         if (entry := state.entries.get(entry_id)) is not None:
             yield entry_put(entry)
@@ -131,6 +132,8 @@ def apply(state: State, put: Put) -> None:
             state.free(entry)
     elif kind == "record":
         _apply_record(state, values)
+    elif kind == "cover":
+        state.cover(*values)
     elif kind == "clock":
         state.clock = max(state.clock, values[0])
     elif kind == "no record":

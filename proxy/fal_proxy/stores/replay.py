@@ -117,8 +117,8 @@ def snapshot(state: State) -> Iterator[Put]:
 def apply(state: State, put: Put) -> None:
     """Repeat what was written down. Raises ValueError for what this version does not know."""
     kind, *values = put
-    if kind == "hit":
-        state.hit(*values)
+    if kind in ("hit", "cover"):
+        getattr(state, kind)(*values)
     elif kind == "window":
         state.windows.setdefault(values[1], OrderedDict())[values[0]] = Window.load(values[2])
     elif kind == "purse":
@@ -132,8 +132,6 @@ def apply(state: State, put: Put) -> None:
             state.free(entry)
     elif kind == "record":
         _apply_record(state, values)
-    elif kind == "cover":
-        state.cover(*values)
     elif kind == "clock":
         state.clock = max(state.clock, values[0])
     elif kind == "no record":

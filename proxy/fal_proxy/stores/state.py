@@ -265,8 +265,8 @@ class State:
             self.purses.pop(name, None)
             self._put("no purse", name)
         while self._cover_ends and self._cover_ends[0][0] <= now:
-            ends, covered = heapq.heappop(self._cover_ends)
-            if self.covers.get(covered) == ends:
+            end, covered = heapq.heappop(self._cover_ends)
+            if self.covers.get(covered) == end:
                 del self.covers[covered]  # a replay ends it by itself
 
     def drop_record(self, request_id: str) -> None:

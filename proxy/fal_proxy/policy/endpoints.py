@@ -10,6 +10,7 @@ App = tuple[str | None, ...]  # the leading segments of an endpoint id; None: an
 # Escapes of characters that a path may also write plainly: `a%2Bb` and `a+b` name one endpoint.
 _SECOND_SPELLING = re.compile(r"%(?:2[14-9AB]|3[AD]|40)", re.IGNORECASE)
 _GLOB = re.compile(r"[A-Za-z0-9\-._~!$&'()*+=:@%]+(?:/[A-Za-z0-9\-._~!$&'()*+=:@%]+)*")
+_NAMESPACES = ("workflows", "comfy")
 _ESCAPE = re.compile(r"%[0-9A-Fa-f]{2}")
 
 
@@ -81,5 +82,9 @@ def _fits(glob: Sequence[str], app: App, *, below: bool) -> bool:
         return False
     if glob[0] == "**":
         return _fits(glob[1:], app, below=below) or _fits(glob, app[1:], below=below)
-    one = "[^/]+" if glob[0] == "*" else re.escape(glob[0]).replace(r"\*", "[^/]*")
-    return (app[0] is None or re.fullmatch(one, app[0]) is not None) and _fits(glob[1:], app[1:], below=below)
+    if app[0] is None:
+        one = below or glob[0] not in _NAMESPACES  # no owner is called so
+    else:
+        pattern = "[^/]+" if glob[0] == "*" else re.escape(glob[0]).replace(r"\*", "[^/]*")
+        one = re.fullmatch(pattern, app[0]) is not None
+    return one and _fits(glob[1:], app[1:], below=below)

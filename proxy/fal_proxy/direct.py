@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from fal_proxy.admission.gate import Gate
+from fal_proxy.admission.gate import Gate, unknown
 from fal_proxy.admission.leases import SESSION_APP, Lease, added, session_name, token_name
 from fal_proxy.errors import Refusal
 from fal_proxy.exchange import Caller, Kind, Target
@@ -25,7 +25,7 @@ from fal_proxy.relay.inbound import Inbound
 
 KINDS = frozenset([Kind.TOKEN, Kind.WMA])
 # Clients send a heartbeat every 5 s. What is paid ahead is lost when they stop; when it is over, so is the session here.
-SESSION_SECONDS = 30.0
+SESSION_SECONDS = 20.0
 
 
 class Judged(NamedTuple):
@@ -90,8 +90,7 @@ class Direct:
     async def _judge_heartbeat(self, target: Target, plan: CompiledPlan, name: str, body: bytes) -> Judged:
         covered = await self.gate.covered(name)
         if not covered:
-            raise Refusal("unknown_request", "there is no such session, or it is over, or not yours")
-        # The same answer for somebody else's: the gate asks whose it is.
+            raise unknown()  # it is over, or never was; the gate says the same of somebody else's
         target = replace(target, endpoint_id=SESSION_APP, request_id=name)
         return Judged(target, body, *self._price(plan, SESSION_SECONDS, covered), Lease(name, SESSION_SECONDS, "read"))
 

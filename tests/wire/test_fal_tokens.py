@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 import pytest
+from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 
 from fal_proxy.settings import InputRule, Plan, Realtime
@@ -19,7 +20,7 @@ from support.peers import PATIENCE, Peer
 from support.proxied import FAL_KEY, MOUNT, proxied
 from support.raw import RawAnswer, raw_client, request
 from support.realtime import ask as tell
-from support.realtime import connect, opened
+from support.realtime import opened
 from support.scripts import ok
 
 limit = limiting

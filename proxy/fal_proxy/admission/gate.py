@@ -209,10 +209,15 @@ def unavailable() -> Refusal:
     return Refusal("store_unavailable", detail, headers=(_retry_after(UNAVAILABLE_RETRY_SECONDS),))
 
 
+def unknown() -> Refusal:
+    """Return the refusal of what does not exist or is not the caller's; which of the two is not told."""
+    return Refusal("unknown_request", "there is no such request, or it is not yours, or not under this app")
+
+
 def _refusal(verdict: Verdict, ask: Ask, caller: Caller, own: RateTerms) -> Refusal:
     denied, at = verdict.denied, verdict.at
     if denied is Denial.UNKNOWN_REQUEST:
-        return Refusal("unknown_request", "there is no such request, or it is not yours, or not under this app")
+        return unknown()
     if denied is Denial.RATE:
         seconds = math.ceil(verdict.retry_seconds or 0)
         who = "of your network " if at >= len(own.each) or caller.by_network else ""

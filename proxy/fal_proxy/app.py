@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from fal_proxy import check
+from fal_proxy import check, client
 from fal_proxy.address_guard import AddressGuard
 from fal_proxy.admin import Admin
 from fal_proxy.admission.gate import Gate
@@ -39,7 +39,7 @@ from fal_proxy.realtime import Realtime
 from fal_proxy.relay.guard import KeyGuard
 from fal_proxy.relay.http import Patience, Reset
 from fal_proxy.relay.inbound import Message, Receive, Send
-from fal_proxy.relay.websocket import Terms
+from fal_proxy.relay.websocket import ServerExtension, Terms
 from fal_proxy.reply import Reply
 from fal_proxy.settings import ENV_UPSTREAM, Settings, config_path
 from fal_proxy.settings import Realtime as RealtimeSettings
@@ -100,7 +100,10 @@ class App:
         request = read_request(scope)
         own = scope.get("extensions", {}).get(EXTENSION, {})
         below = request.path[len(self._mount) :] if request.path.startswith(self._mount) else None
-        if below is not None and below[:1] in (b"", b"/"):
+        file = client.FILES.get(below or b"")
+        if file is not None and not asks_first(request):
+            await self._serve(file, request, send)
+        elif below is not None and below[:1] in (b"", b"/"):
             try:
                 await self._gateway.handle(request, receive, send, own.get("on_departure"))
             except asyncio.CancelledError:
@@ -114,11 +117,24 @@ class App:
         else:
             await self._beside(request, send)
 
+    async def _serve(self, file: client.File, request: Request, send: Send) -> None:
+        """Answer with a file that needs no caller: a page's module script comes without credentials."""
+        reply = Reply(send)
+        try:
+            self._gateway.judge_host(request, reply)
+            answer = file.answer(request)
+        except Refusal as refusal:
+            await reply.refuse(refusal)
+            return
+        await send({"type": "http.response.start", "status": answer.status, "headers": answer.headers})
+        await send({"type": "http.response.body", "body": answer.body})
+
     async def _socket(self, scope: Scope, receive: Receive, send: Send) -> None:
         if "websocket.http.response" not in (scope.get("extensions") or {}):
             send = closing_instead(send)
         own = (scope.get("extensions") or {}).get(EXTENSION, {})
-        await self._realtime.handle(read_request(scope), receive, send, own.get("reset"))
+        server = ServerExtension(own.get("break_off"), own.get("on_departure"))
+        await self._realtime.handle(read_request(scope), receive, send, server)
 
     async def _beside(self, request: Request, send: Send) -> None:
         """Answer what lies outside the mount."""
@@ -156,6 +172,11 @@ class App:
                 await self.close()
                 await send({"type": "lifespan.shutdown.complete"})
                 return
+
+
+def asks_first(request: Request) -> bool:
+    """Say whether this looks like a CORS preflight, which the gateway judges, whatever it asks about."""
+    return request.method == "OPTIONS" and any(name == b"access-control-request-method" for name, _ in request.headers)
 
 
 def read_request(scope: Scope) -> Request:

@@ -20,7 +20,7 @@ from statistics import median
 from soak.sse import Tally
 from support.observed import Observed, Sight, observed, raise_descriptor_limit
 
-LOADS = {"sse": "soak.sse"}
+LOADS = {"sse": "soak.sse", "sockets": "soak.sockets"}
 LOOK_SECONDS = 2.0
 WINDOW_SECONDS = 60.0
 GROWTH_PERCENT = 2.0
@@ -28,8 +28,9 @@ Looks = list[tuple[float, Sight, Tally]]
 
 
 @contextlib.asynccontextmanager
-async def _process(module: str, *arguments: str) -> AsyncIterator[asyncio.subprocess.Process]:
-    process = await asyncio.create_subprocess_exec(
+async def process(module: str, *arguments: str) -> AsyncIterator[asyncio.subprocess.Process]:
+    """Run a module until the block ends; its stdout is a pipe."""
+    made = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
         module,
@@ -38,23 +39,23 @@ async def _process(module: str, *arguments: str) -> AsyncIterator[asyncio.subpro
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
     )
     try:
-        yield process
+        yield made
     finally:
-        if process.returncode is None:
-            process.terminate()
-        await process.wait()
+        if made.returncode is None:
+            made.terminate()
+        await made.wait()
 
 
 async def soak(load: str, streams: int, minutes: float, churn: int, most_growth: float) -> bool:
     """Run one load and print what it came to; return whether memory stood still and no stream was harmed."""
     async with contextlib.AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        upstream = await stack.enter_async_context(_process(LOADS[load], "upstream"))
+        upstream = await stack.enter_async_context(process(LOADS[load], "upstream"))
         assert upstream.stdout is not None
         proxy = await stack.enter_async_context(observed(int(await upstream.stdout.readline()), folder))
         empty = await proxy.look()
         callers = await stack.enter_async_context(
-            _process(LOADS[load], "callers", str(proxy.port), str(streams), str(churn))
+            process(LOADS[load], "callers", str(proxy.port), str(streams), str(churn))
         )
         looks = await _watch(proxy, callers, streams, churn, minutes * 60)
     return _tell(load, empty, looks) < most_growth and looks[-1][2].faults == 0

@@ -84,7 +84,8 @@ class Direct:
             raise _unseen(app)
         seconds = min(asked_seconds or self.token_seconds, self.token_seconds)
         name = token_name(caller, app)
-        amount, price = self._price(plan, seconds, await self.gate.covered(name))
+        covered = await self.gate.covered(name) if self.gate.has_budget(plan.name) else 0
+        amount, price = self._price(plan, seconds, covered)
         return Judged(target, tokens.rebuilt(target.path, app, seconds), amount, price, Lease(name, seconds, "submit"))
 
     async def _judge_heartbeat(self, target: Target, plan: CompiledPlan, name: str, body: bytes) -> Judged:

@@ -117,6 +117,16 @@ async def test_session_is_paid_ahead_and_then_as_it_goes(tmp_path: Path) -> None
         assert await its.sessions() == 0
 
 
+async def test_heartbeat_that_nobody_pays_for_does_not_reach_fal(tmp_path: Path) -> None:
+    async with world(tmp_path, wide(budget="0.03/day")) as its:
+        session = await its.open()  # 0.02
+        for status in (200, 200, 402):
+            its.ours.clock.advance(5)
+            assert (await its.beat(session)).status == status
+        assert len(its.fal.app.journal) == 3
+        assert await its.ours.money(its.ours.ada) == (10_000, AHEAD)
+
+
 async def test_servers_for_a_session_cost_nothing_and_take_no_place(tmp_path: Path) -> None:
     async with world(tmp_path, wide(budget="1.00/day", submit="1/hour")) as its:
         for _ in range(3):

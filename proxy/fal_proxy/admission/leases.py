@@ -80,7 +80,7 @@ class LeaseAccount:
         try:
             if self._over or ledger.of_submit(ending, None) is Outcome.RELEASED:
                 await self._settle(Outcome.RELEASED, 0)
-            elif not name:
+            elif not name or not (self.grant.price or exchange.kind is Kind.WMA):
                 await self._settle(Outcome.AS_RESERVED, self.grant.amount_microusd)
             else:
                 await self._cover(name)

@@ -92,9 +92,10 @@ class Settler:
 
     async def _look(self) -> None:
         """Renew what is held and goes on, in whichever process its lease was extended; settle what is over."""
-        left = await asyncio.gather(*(self._store.extend(name, 0) for name in self._held.values()))
-        held = list(zip(self._held, left, strict=True))
-        for entry_id in [entry_id for entry_id, seconds in held if not seconds]:
+        held = list(self._held.items())  # more may come meanwhile
+        left = await asyncio.gather(*(self._store.extend(name, 0) for _, name in held))
+        over = [entry_id for (entry_id, _), seconds in zip(held, left, strict=True) if not seconds]
+        for entry_id in over:
             await self._store.settle(entry_id, Outcome.AS_RESERVED)
             del self._held[entry_id]
         await self._store.renew(list(self._held))

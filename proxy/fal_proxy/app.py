@@ -17,6 +17,7 @@ from fal_proxy.admission.gate import Gate
 from fal_proxy.admission.limits import compile_limits, parse_budget
 from fal_proxy.admission.rates import parse_rates
 from fal_proxy.admission.settler import Settler
+from fal_proxy.direct import Direct
 from fal_proxy.environment import Secret, admin_token, captured, header_secret, signing_secrets
 from fal_proxy.errors import Misconfigured, Refusal, StoreUnavailable
 from fal_proxy.exchange import Request
@@ -238,15 +239,25 @@ def create_app(
     keys.listen(key_guard.watch_for)
     route = Route(environ.get(ENV_UPSTREAM))
     signing = signing_secrets(environ, [])
+    inputs, prices = InputRules(settings.inputs), Prices(settings.prices)
+    gate = Gate(
+        store,
+        {name: compile_limits(plan) for name, plan in settings.plans.items()},
+        parse_budget(settings.total_budget),
+        network_factor=settings.identity.anonymous.network_factor,
+        ownership=settings.state.ownership == "strict",
+    )
+    second, realtime = _usd_per_second(settings.realtime), settings.realtime
     gateway = Gateway(
         mount=settings.mount.encode(),
         site=site,
         identities=_identities(settings, site, folder, environ),
         plans={name: compile_plan(name, plan) for name, plan in settings.plans.items()},
-        inputs=InputRules(settings.inputs),
+        inputs=inputs,
         storage_mode=settings.storage.mode,
         realtime_mode=settings.realtime.mode,
         tickets=Tickets(signing, settings.realtime.token_seconds) if signing else None,
+        direct=Direct(gate, inputs, prices, second, realtime.token_seconds, realtime.wma),
         engine=engine,
         route=route,
         keys=keys,
@@ -254,14 +265,8 @@ def create_app(
         patience=Patience(settings.upstream.head_seconds, settings.upstream.body_idle_seconds),
         max_body_bytes=settings.server.max_body_bytes,
         telemetry=telemetry,
-        prices=Prices(settings.prices),
-        gate=Gate(
-            store,
-            {name: compile_limits(plan) for name, plan in settings.plans.items()},
-            parse_budget(settings.total_budget),
-            network_factor=settings.identity.anonymous.network_factor,
-            ownership=settings.state.ownership == "strict",
-        ),
+        prices=prices,
+        gate=gate,
         settler=Settler(store, engine, route, keys, charge_for, [ACCEPT_PLAIN, CLIENT_PROXY]),
         guard=AddressGuard(),
         trusted_proxies=TrustedProxies(settings.server.trusted_proxies),
@@ -273,8 +278,12 @@ def create_app(
 
 def _realtime(settings: RealtimeSettings, gateway: Gateway, dialer: Dialer) -> Realtime:
     rates = tuple((rate.limit, rate.window_seconds) for rate in parse_rates(settings.messages))
-    price = None if settings.usd_per_second is None else Fraction(repr(settings.usd_per_second))
-    return Realtime(gateway, dialer, Terms(rates, settings.session_seconds, settings.idle_seconds), price)
+    terms = Terms(rates, settings.session_seconds, settings.idle_seconds)
+    return Realtime(gateway, dialer, terms, _usd_per_second(settings))
+
+
+def _usd_per_second(settings: RealtimeSettings) -> Fraction | None:
+    return None if settings.usd_per_second is None else Fraction(repr(settings.usd_per_second))
 
 
 def _identities(settings: Settings, site: Site, folder: Path, environ: Mapping[str, str]) -> Identities:

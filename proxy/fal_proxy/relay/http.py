@@ -42,6 +42,7 @@ from fal_proxy.upstream.keys import Key
 JSON_WHOLE_BYTES = 256 * 1024
 _WATCHED = frozenset([Kind.STATUS, Kind.STATUS_STREAM, Kind.CANCEL])  # the books learn from what passes
 RUN_HEAD_SECONDS = 3600.0
+_HEAD_SECONDS = {Kind.RUN: RUN_HEAD_SECONDS, Kind.STREAM: RUN_HEAD_SECONDS, Kind.WMA: 120.0}  # WMA: the client's own
 DEPARTED_SECONDS = 10.0
 
 
@@ -54,7 +55,7 @@ class Patience:
 
     def until_head(self, kind: Kind) -> float:
         """Return the head's deadline: a run answers only when the work is done."""
-        return max(RUN_HEAD_SECONDS, self.head_seconds) if kind in (Kind.RUN, Kind.STREAM) else self.head_seconds
+        return max(_HEAD_SECONDS.get(kind, 0), self.head_seconds)
 
 
 @dataclass(frozen=True, slots=True)

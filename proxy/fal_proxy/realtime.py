@@ -84,6 +84,8 @@ class Realtime:
         except Refusal as refusal:
             exchange.refused(refusal)
             await reply.refuse(refusal)
+        except OSError:  # what ASGI servers raise once the caller has left
+            exchange.ending = Ending.CLIENT_GONE
         except asyncio.CancelledError:
             exchange.ending = Ending.CUT
             raise

@@ -38,7 +38,7 @@ from fal_proxy.realtime import Realtime
 from fal_proxy.relay.guard import KeyGuard
 from fal_proxy.relay.http import Patience, Reset
 from fal_proxy.relay.inbound import Message, Receive, Send
-from fal_proxy.relay.websocket import Terms
+from fal_proxy.relay.websocket import ServerExtension, Terms
 from fal_proxy.reply import Reply
 from fal_proxy.settings import ENV_UPSTREAM, Settings, config_path
 from fal_proxy.settings import Realtime as RealtimeSettings
@@ -132,7 +132,8 @@ class App:
         if "websocket.http.response" not in (scope.get("extensions") or {}):
             send = closing_instead(send)
         own = (scope.get("extensions") or {}).get(EXTENSION, {})
-        await self._realtime.handle(read_request(scope), receive, send, own.get("reset"))
+        server = ServerExtension(own.get("break_off"), own.get("on_departure"))
+        await self._realtime.handle(read_request(scope), receive, send, server)
 
     async def _beside(self, request: Request, send: Send) -> None:
         """Answer what lies outside the mount."""

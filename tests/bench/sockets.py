@@ -32,11 +32,9 @@ class Silent(Talker):
 
 async def _until(proxy: Observed, in_progress: int) -> Sight:
     async with asyncio.timeout(OPEN_SECONDS):
-        while True:
-            sight = await proxy.look()
-            if sight.in_progress == in_progress:
-                return sight
+        while (sight := await proxy.look()).in_progress != in_progress:  # noqa: ASYNC110 -- another process's number
             await asyncio.sleep(0.2)
+    return sight
 
 
 async def main(count: int) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
+from collections.abc import Callable
 from typing import NamedTuple
 
 from websockets.client import ClientProtocol
@@ -26,6 +27,7 @@ from fal_proxy.upstream.connection import HIGH_WATER_BYTES, Connection
 from fal_proxy.upstream.dial import Dialer, Origin
 
 MESSAGE_BYTES = 16 * 1024 * 1024  # the largest that upstream may send
+MESSAGE_OVERHEAD_BYTES = 128  # what an empty one takes of our memory
 HANDSHAKE_SECONDS = 90.0  # a cold start; what fal's own Python client waits
 CLOSE_SECONDS = 10.0  # for upstream to answer our close frame
 NO_CODE, NO_FRAME = 1005, 1006
@@ -47,6 +49,7 @@ class Closing(NamedTuple):
 
     code: int
     reason: str = ""
+    broken: bool = False  # without a close frame of theirs
 
 
 class Denied(NamedTuple):
@@ -65,7 +68,7 @@ class Socket:
         self._protocol = protocol
         self._messages: deque[Message | Closing] = deque()
         self._waiting_bytes = 0
-        self._parts: list[bytes] = []
+        self._partial = bytearray()  # of a message
         self._is_text = False
         self._waiter: asyncio.Future[None] | None = None
         self._response: Response | None = None
@@ -81,7 +84,7 @@ class Socket:
         message = self._messages[0]
         if isinstance(message, Message):
             self._messages.popleft()
-            self._waiting_bytes -= len(message.data)
+            self._waiting_bytes -= len(message.data) + MESSAGE_OVERHEAD_BYTES
             if self._waiting_bytes < HIGH_WATER_BYTES:
                 self._connection.resume_reading()
         return message
@@ -108,6 +111,8 @@ class Socket:
 
     def ping(self) -> bool:
         """Ask whether upstream is still there; False when it has not answered the last two times."""
+        if self._waiting_bytes >= HIGH_WATER_BYTES:
+            return True  # nothing is read now, and the answer lies behind what waits
         if self._unanswered_pings >= 2:
             return False
         if self._protocol.state is State.OPEN:
@@ -129,7 +134,7 @@ class Socket:
         except InvalidState:
             return
         self._flush()
-        self._timer = asyncio.get_running_loop().call_later(CLOSE_SECONDS, self.abort)
+        self._expect_end()
 
     def abort(self) -> None:
         """End at once."""
@@ -161,9 +166,9 @@ class Socket:
 
     def on_lost(self, reason: str) -> None:
         """Learn that the connection is gone."""
+        self._end()
         if self._timer is not None:
             self._timer.cancel()
-        self._end()
 
     def _take_events(self) -> None:
         for event in self._protocol.events_received():
@@ -181,11 +186,13 @@ class Socket:
         elif frame.opcode is not Opcode.PING:
             if frame.opcode is not Opcode.CONT:
                 self._is_text = frame.opcode is Opcode.TEXT
-            self._parts.append(bytes(frame.data))
+            whole = frame.fin and frame.opcode is not Opcode.CONT
+            if not whole:
+                self._partial += frame.data
             if frame.fin:
-                data = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
-                self._parts = []
-                self._waiting_bytes += len(data)
+                data = bytes(frame.data if whole else self._partial)
+                self._partial.clear()
+                self._waiting_bytes += len(data) + MESSAGE_OVERHEAD_BYTES
                 self._messages.append(Message(data, self._is_text))
                 self._wake()
 
@@ -195,13 +202,19 @@ class Socket:
         self._ended = True
         received = self._protocol.close_rcvd
         failed = self._protocol.parser_exc is not None and self._protocol.close_sent is not None
-        if received is not None:
+        if failed and (sent := self._protocol.close_sent) is not None:
+            code = 1009 if sent.code == 1009 else 1011
+            self._messages.append(Closing(code, "fal broke the protocol of WebSockets", broken=True))
+        elif received is not None:
             self._messages.append(Closing(received.code, received.reason))
-        elif failed and (sent := self._protocol.close_sent) is not None:
-            self._messages.append(Closing(sent.code, "upstream broke the protocol"))
         else:
-            self._messages.append(Closing(NO_FRAME))
+            self._messages.append(Closing(NO_FRAME, broken=True))
+        self._expect_end()
         self._wake()
+
+    def _expect_end(self) -> None:
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(CLOSE_SECONDS, self.abort)
 
     def _flush(self) -> None:
         for data in self._protocol.data_to_send():
@@ -232,8 +245,16 @@ class Socket:
         return self._response
 
 
-async def open_socket(dialer: Dialer, origin: Origin, path_and_query: bytes, headers: Headers) -> Socket | Denied:
+async def open_socket(
+    dialer: Dialer,
+    origin: Origin,
+    path_and_query: bytes,
+    headers: Headers,
+    on_written: Callable[[], None] = lambda: None,
+) -> Socket | Denied:
     """Open a WebSocket to `origin`; the fields in `headers` are sent after those of the handshake, in their order.
+
+    `on_written` is called once the request goes out.
 
     Raises UpstreamError (`written` once the request went out). A 101 that does not fit our key is UpstreamInvalid.
     """
@@ -247,12 +268,12 @@ async def open_socket(dialer: Dialer, origin: Origin, path_and_query: bytes, hea
     fields = Fields([host, *own, *passed])
     connection = await dialer.connect(origin)
     socket = Socket(connection, protocol)
+    on_written()
     try:
         async with asyncio.timeout(HANDSHAKE_SECONDS):
             response = await socket._shake_hands(Request(path_and_query.decode("ascii"), fields))
         if response.status_code == 101:
-            # What follows the 101 may be a close frame already: the state can be beyond OPEN.
-            if protocol.handshake_exc is not None or protocol.state is State.CONNECTING:
+            if protocol.handshake_exc is not None:
                 raise UpstreamInvalid("upstream answered 101 and did not complete the handshake", written=True)
             socket.headers = _pairs(response)
             return socket

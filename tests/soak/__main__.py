@@ -21,7 +21,8 @@ from soak.sse import Tally
 from support.observed import Observed, Sight, observed, raise_descriptor_limit
 
 LOADS = {"sse": "soak.sse", "sockets": "soak.sockets"}
-LOOK_SECONDS = 2.0
+LOOK_SECONDS = 5.0  # each takes the proxy a few tenths of a second: it collects garbage first
+LOOKS = 10  # of a short run
 WINDOW_SECONDS = 60.0
 GROWTH_PERCENT = 2.0
 Looks = list[tuple[float, Sight, Tally]]
@@ -72,7 +73,7 @@ async def _watch(
     assert callers.stdout is not None
     while line := await callers.stdout.readline():
         tally = Tally(*json.loads(line))
-        if tally.open < streams or loop.time() - looked < LOOK_SECONDS:
+        if tally.open < streams or loop.time() - looked < min(LOOK_SECONDS, seconds / LOOKS):
             continue
         looked, sight = loop.time(), await proxy.look()
         if began is None and sight.in_progress >= streams - 2 * churn:
@@ -88,9 +89,11 @@ def _tell(load: str, empty: Sight, looks: Looks) -> float:
     """Print what came of it; return how much the memory grew, in percent."""
     seconds, _, tally = looks[-1]
     window = min(WINDOW_SECONDS, seconds / 3)
-    first = median(sight.resident_kib for at, sight, _ in looks if at <= window)
-    last = median(sight.resident_kib for at, sight, _ in looks if at >= seconds - window)
+    begin = [sight for at, sight, _ in looks if at <= window]
+    end = [sight for at, sight, _ in looks if at >= seconds - window]
+    first, last = (median(sight.resident_kib for sight in sights) for sights in (begin, end))
     growth = 100 * (last - first) / first
+    live = [median(sight.blocks / sight.in_progress for sight in sights) for sights in (begin, end)]
     each = (first - empty.resident_kib) / tally.open
     heard = (tally.events - looks[0][2].events) / seconds
     delays = sorted(tally.slowest_ms for _, _, tally in looks)
@@ -102,6 +105,7 @@ def _tell(load: str, empty: Sight, looks: Looks) -> float:
     print(
         f"  first {window:.0f} s: {first / 1024:.1f} MiB, last {window:.0f} s: {last / 1024:.1f} MiB: {growth:+.2f} %"
     )
+    print(f"  blocks of memory in use, a stream: {live[0]:.1f} first, {live[1]:.1f} last")
     print(f"  sockets: {sockets[0]} to {sockets[-1]}; tasks: {looks[0][1].tasks} first, {looks[-1][1].tasks} last")
     return growth
 

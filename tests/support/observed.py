@@ -66,6 +66,7 @@ class Sight(msgspec.Struct, frozen=True):
     descriptors: int
     sockets: int
     resident_kib: int
+    blocks: int  # of memory that Python's objects take
 
 
 @dataclass(frozen=True)
@@ -167,6 +168,7 @@ def _see(app: App) -> Sight:
         descriptors=len(links),
         sockets=sum(link.startswith("socket:") for link in links),
         resident_kib=int(resident.split()[1]),
+        blocks=sys.getallocatedblocks(),
     )
 
 

@@ -27,9 +27,9 @@ SHUT = [
     ("https://rest.fal.ai/storage/auth/token?storage_type=fal-cdn-v3", 403, "mode_off", "a bearer of the CDN"),
     (
         "https://fal.run/storage/upload/initiate?storage_type=fal-cdn-v3",
-        200,
-        "",
-        "an app of that name, run and charged",
+        403,
+        "endpoint_denied",
+        "a run: the plan is asked",
     ),
     ("https://rest.fal.ai/storage/upload/initiate?fal_jwt_token=x", 400, "invalid_target", "a credential in the query"),
     ("https://rest.fal.ai/storage/upload/initiate?", 400, "invalid_target", "an empty query"),

@@ -3,6 +3,7 @@
 // fetched is in `fetched`.
 // A `WebSocket` to fal leads to the proxy's path form, as the proxy's shim leads it.
 // Waiting is shortened, so that the clients' back-off costs milliseconds. The clients themselves are untouched.
+import { webcrypto } from "node:crypto";
 import WebSocket from "ws";
 
 export const fetched = [];
@@ -25,6 +26,7 @@ function standIn(address) {
   return known ? page.elsewhere[known] + address.slice(known.length) : address;
 }
 
+globalThis.crypto ??= webcrypto; // Node 18 has none
 // CORS: what may be sent without asking, and read without being told.
 const SIMPLE = /^(accept|accept-language|content-language|origin|sec-fetch-site)$/;
 const READABLE = /^(cache-control|content-language|content-length|content-type|expires|last-modified|pragma)$/;

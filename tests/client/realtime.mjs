@@ -1,8 +1,9 @@
 // fal.realtime: the client writes wss://fal.run itself, so the global WebSocket leads that address to where the test listens.
-import { createHash } from "node:crypto";
+import { createHash, webcrypto } from "node:crypto";
 import WebSocket from "ws";
 import { fal, params } from "./client.mjs";
 
+globalThis.crypto ??= webcrypto; // Node 18 has none
 const sockets = []; // {url, close, received} of each, in order
 const tokens = []; // what was asked for by `tokenProvider`, and when
 

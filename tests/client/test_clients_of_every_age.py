@@ -257,6 +257,17 @@ async def test_a_page_of_a_listed_origin_uses_the_proxy_of_another(loaded: Page)
     judge(loaded.stage.emulated.app.journal, loaded.stage.proxy.user_key)
 
 
+async def test_a_page_of_an_origin_that_is_not_listed_learns_nothing(loaded: Page) -> None:
+    loaded.stage.emulated.app.journal.clear()
+    given: dict[str, Any] = {"endpoint": "emulator/echo", "input": PROMPT}
+    seen, fetched = await loaded.play("refused", row=ELSEWHERE, origin="https://stranger.example.com", **given)
+
+    # What a stream throws, the clients wrap; what they say is the browser's.
+    assert {refused["error"]["message"].rpartition(": ")[2] for refused in seen.values()} == {"Failed to fetch"}
+    assert not fetched
+    assert not loaded.stage.emulated.app.journal
+
+
 async def test_node_uses_the_proxy_for_everything_but_files(loaded: Page) -> None:
     stage = loaded.stage.for_caller(anonymous=False)
     stage.emulated.app.journal.clear()

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from client.ages import CURL
 from support.emulated import Emulated, emulated
 from support.proxied import FAL_KEY_SECRET, Proxy, proxied
 from support.snippets import at, client_lines, shell_commands
@@ -61,7 +62,7 @@ async def shell(tmp_path: Path) -> AsyncIterator[Shell]:
 
 
 async def test_the_line_of_the_table_makes_a_picture(shell: Shell) -> None:
-    answer = json.loads(await shell.type(client_lines()["`curl`"]))
+    answer = json.loads(await shell.type(client_lines()[CURL]))
 
     assert answer["images"][0]["url"].startswith(shell.fal.url)
     assert json.loads(shell.fal.last.body) == {"prompt": "a harbour at dawn"}

@@ -34,8 +34,9 @@ from fal_proxy.policy.origin import Site, judge_cross_site
 from fal_proxy.policy.plans import CompiledPlan, closed_plan, permit
 from fal_proxy.policy.pricing import Prices, charge_for, reservation_microusd
 from fal_proxy.policy.target import resolve
+from fal_proxy.relay.answering import Reset
 from fal_proxy.relay.guard import KeyGuard
-from fal_proxy.relay.http import Outgoing, Patience, Reset, relay
+from fal_proxy.relay.http import Outgoing, Patience, relay
 from fal_proxy.relay.inbound import Inbound, OnDeparture, Receive, Send
 from fal_proxy.reply import Reply
 from fal_proxy.telemetry import Telemetry

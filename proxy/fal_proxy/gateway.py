@@ -47,6 +47,7 @@ from fal_proxy.upstream.keys import KeyPool
 TARGET_HEADER = b"x-fal-target-url"
 CLIENT_PROXY = (b"x-fal-client-proxy", f"fal-proxy/{__version__}".encode())
 _MAX_LENGTH_DIGITS = 18
+_NAMES_URLS = frozenset([Kind.SUBMIT, Kind.STATUS, Kind.STATUS_STREAM])  # whose answers hold URLs that clients follow
 ACCEPT_PLAIN = (b"accept-encoding", b"identity")
 
 _log = logging.getLogger("fal_proxy")
@@ -112,7 +113,7 @@ class Gateway:
                 inbound = Inbound(receive, tokens.MAX_BYTES, announced, on_departure)
                 await self._answer_ticket(request, target, caller, inbound, reply)
                 return
-            outgoing = self._prepare(request, target, plan, announced)
+            outgoing = self._prepare(request, target, plan, announced, addressed)
             inbound = Inbound(receive, self.max_body_bytes, announced, on_departure)
             outgoing, amount, price = await self._judge_input(request, target, plan.name, inbound, outgoing)
             key = None if target.request_id else self.keys.choose()  # a job has a key already
@@ -227,7 +228,9 @@ class Gateway:
             return outgoing, 0, ""
         return outgoing, reservation_microusd(price, given), str(price.usd)
 
-    def _prepare(self, request: Request, target: Target, plan: CompiledPlan, announced: int | None) -> Outgoing:
+    def _prepare(
+        self, request: Request, target: Target, plan: CompiledPlan, announced: int | None, addressed: Addressed
+    ) -> Outgoing:
         """Build the upstream request: the caller's fields by allow-list, ours after them; the key is still missing."""
         if announced is not None and announced > self.max_body_bytes and target.kind.traits.json_body:
             raise Refusal("body_too_large", f"the body exceeds {self.max_body_bytes} bytes (server.max_body_bytes)")
@@ -235,7 +238,10 @@ class Gateway:
         origin, path_and_query = self.route.to(target.host, target.path_and_query)
         passed = fields.to_upstream(request.headers, optional=plan.allow_headers)
         passed += [ACCEPT_PLAIN, CLIENT_PROXY]
-        return Outgoing(request.method.encode("ascii"), origin, path_and_query, passed, target, announced)
+        method, base = request.method.encode("ascii"), None
+        if target.kind in _NAMES_URLS and not addressed.header_form:
+            base = self.site.base(request).encode("latin-1") + self.mount + b"/queue.fal.run/"
+        return Outgoing(method, origin, path_and_query, passed, target, announced, queue_base=base)
 
 
 def draining() -> Refusal:

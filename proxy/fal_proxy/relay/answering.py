@@ -12,6 +12,7 @@ from fal_proxy.headers import Headers
 from fal_proxy.relay.events import WholeCharacters, is_event_stream
 from fal_proxy.relay.guard import KeyGuard, watched
 from fal_proxy.relay.inbound import Send
+from fal_proxy.relay.rewrite import PointedBack, point_back
 from fal_proxy.relay.whole import Whole
 from fal_proxy.upstream.answer import Head
 from fal_proxy.upstream.engine import Call
@@ -49,36 +50,42 @@ async def answer(
     exchange: Exchange,
     books: Books,
     guard: KeyGuard,
+    queue_base: bytes | None,
 ) -> None:
-    """Send the answer down: head, what was read, and the rest as it comes. Raises Reset when upstream breaks meanwhile."""
+    """Send the answer down: head, what was read, and the rest as it comes. Raises Reset when upstream breaks meanwhile.
+
+    With a `queue_base`, its queue URLs begin with that. Guard and books have seen them as fal wrote them.
+    """
+    shape: WholeCharacters | PointedBack | None = None
+    if not whole.ended and is_event_stream(head):
+        shape = WholeCharacters() if queue_base is None else PointedBack(queue_base)
     bodiless = head.status in (204, 304)
-    fields = (
-        [field for field in head.headers if field[0] != b"content-length"] if whole.ended or bodiless else head.headers
-    )
+    new_length = whole.ended or bodiless or isinstance(shape, PointedBack)
+    fields = [field for field in head.headers if field[0] != b"content-length"] if new_length else head.headers
 
     async def pass_on(data: bytes, *, more: bool = True) -> None:
         exchange.bytes_down += len(data)
         await send({"type": "http.response.body", "body": data, "more_body": more})
 
     if whole.ended:
-        await respond(head.status, fields if bodiless else [*fields, (b"content-length", b"%d" % len(whole.body))])
-        await pass_on(whole.body, more=False)
+        body = whole.body if queue_base is None else point_back(whole.body, queue_base)
+        await respond(head.status, fields if bodiless else [*fields, (b"content-length", b"%d" % len(body))])
+        await pass_on(body, more=False)
         return
     await respond(head.status, fields)
-    characters = WholeCharacters() if is_event_stream(head) else None
     tells = exchange.kind in _WATCHED
     try:
         async with aclosing(watched(whole.body, lambda: call.read(idle_seconds), guard.watch())) as pieces:
             async for data in pieces:
-                if characters is not None and not (data := characters.feed(data)):
-                    continue
                 if tells:
                     await books.passing(data)
+                if shape is not None and not (data := shape.feed(data)):
+                    continue
                 await pass_on(data)
     except (UpstreamError, Refusal) as error:  # a Refusal: the body that was still going up broke its cap
-        if characters is not None and (rest := characters.rest()):
+        if shape is not None and (rest := shape.rest()):
             await pass_on(rest)
         raise Reset(error.detail) from error
     exchange.whole = True
     await books.ended()
-    await pass_on(characters.rest() if characters is not None else b"", more=False)
+    await pass_on(shape.rest() if shape is not None else b"", more=False)

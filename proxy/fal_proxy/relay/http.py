@@ -65,13 +65,22 @@ class Outgoing:
     announced_bytes: int | None  # by the caller; 0: no body, None: chunked
     judged: bytes | None = None  # a JSON body of ours instead of the caller's, of which nothing is left to read
     key: Key | None = None  # whose field is the last of `headers`
+    queue_base: bytes | None = None  # what the queue URLs in the answer shall begin with instead of fal's own host
 
     def signed(self, key: Key) -> Outgoing:
         """Return the request with a fal key, which goes last."""
         fields = [*self.headers, key.field]
         # In full: `replace` costs twice as much, and every request comes through here.
         return Outgoing(
-            self.method, self.origin, self.path_and_query, fields, self.target, self.announced_bytes, self.judged, key
+            self.method,
+            self.origin,
+            self.path_and_query,
+            fields,
+            self.target,
+            self.announced_bytes,
+            self.judged,
+            key,
+            self.queue_base,
         )
 
     def rebuilt(self, body: bytes) -> Outgoing:
@@ -103,7 +112,8 @@ async def relay(
     try:
         try:
             call, head = await _ask(engine, outgoing, upload, first, patience.until_head(kind), exchange)
-            whole = await read_whole(call, head, kind, patience.body_idle_seconds)
+            base = outgoing.queue_base if 200 <= head.status < 300 else None
+            whole = await read_whole(call, head, kind, patience.body_idle_seconds, rewritten=base is not None)
             exchange.whole = whole.ended
             if outgoing.key is not None:
                 said = whole.body if whole.ended else b""
@@ -117,7 +127,7 @@ async def relay(
             raise refusal_for(error, kind.traits) from error
         if inbound.gone:
             raise ClientGone
-        await answer(call, head, whole, send, respond, patience.body_idle_seconds, exchange, books, guard)
+        await answer(call, head, whole, send, respond, patience.body_idle_seconds, exchange, books, guard, base)
     finally:
         upload.close()
 

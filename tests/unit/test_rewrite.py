@@ -258,6 +258,24 @@ def test_an_event_that_is_too_long_passes_as_it_is_and_the_next_one_does_not(pla
         assert passed + stream.rest() == long + POINTED + long + POINTED
 
 
+@pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\r"])
+def test_every_line_end_ends_lines_and_events_wherever_it_is_cut(end: bytes) -> None:
+    event = b': a\nevent: status\ndata: {\ndata:"status_url":"%b1"}\nid: 1\n\n' % URL
+    long = b'data: {"log":"\n' + "data: é".encode() * 20 + b'","cancel_url":"%b1"}\n\n' % URL
+    text = (event + long + event).replace(b"\n", end)
+    expected = (event.replace(URL, BASE) + long + event.replace(URL, BASE)).replace(b"\n", end)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rewrite, "EVENT_BYTES", 130)
+        for place in range(len(text)):
+            stream = PointedBack(BASE)
+            pieces = [stream.feed(text[:place]), stream.feed(text[place:])]
+            assert b"".join(pieces) == expected, place
+        stream = PointedBack(BASE)
+        pieces = [stream.feed(bytes([byte])) for byte in text]
+        assert b"".join(pieces) == expected
+        assert all(piece.decode() or True for piece in pieces), "no piece ends inside of a character"
+
+
 def test_an_event_that_never_ended_still_comes_down() -> None:
     stream = PointedBack(BASE)
     assert stream.feed(EVENT + b'data: {"status_url":"%b1"}' % URL) == POINTED

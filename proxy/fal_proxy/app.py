@@ -36,8 +36,9 @@ from fal_proxy.policy.origin import Site
 from fal_proxy.policy.plans import compile_plan
 from fal_proxy.policy.pricing import Prices, charge_for
 from fal_proxy.realtime import Realtime
+from fal_proxy.relay.answering import Reset
 from fal_proxy.relay.guard import KeyGuard
-from fal_proxy.relay.http import Patience, Reset
+from fal_proxy.relay.http import Patience
 from fal_proxy.relay.inbound import Message, Receive, Send
 from fal_proxy.relay.websocket import ServerExtension, Terms
 from fal_proxy.reply import Reply

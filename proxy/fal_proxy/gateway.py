@@ -36,8 +36,9 @@ from fal_proxy.policy.origin import Site, judge_cross_site
 from fal_proxy.policy.plans import CompiledPlan, closed_plan, permit
 from fal_proxy.policy.pricing import Prices, charge_for, reservation_microusd
 from fal_proxy.policy.target import resolve
+from fal_proxy.relay.answering import Reset
 from fal_proxy.relay.guard import KeyGuard
-from fal_proxy.relay.http import Outgoing, Patience, Reset, relay
+from fal_proxy.relay.http import Outgoing, Patience, relay
 from fal_proxy.relay.inbound import Inbound, OnDeparture, Receive, Send
 from fal_proxy.reply import Reply
 from fal_proxy.telemetry import Telemetry
@@ -48,6 +49,7 @@ from fal_proxy.upstream.keys import Key, KeyPool
 TARGET_HEADER = b"x-fal-target-url"
 CLIENT_PROXY = (b"x-fal-client-proxy", f"fal-proxy/{__version__}".encode())
 _MAX_LENGTH_DIGITS = 18
+_NAMES_URLS = frozenset([Kind.SUBMIT, Kind.STATUS, Kind.STATUS_STREAM])  # whose answers hold URLs that clients follow
 ACCEPT_PLAIN = (b"accept-encoding", b"identity")
 
 _log = logging.getLogger("fal_proxy")
@@ -115,7 +117,7 @@ class Gateway:
                 inbound = Inbound(receive, tokens.MAX_BYTES, announced, on_departure)
                 await self._answer_ticket(request, target, caller, inbound, reply)
                 return
-            outgoing = self._prepare(request, target, plan, announced)
+            outgoing = self._prepare(request, target, plan, announced, addressed)
             inbound = Inbound(receive, self.max_body_bytes, announced, on_departure)
             judged = await self._judge_body(request, target, caller, plan, inbound, outgoing)
             target, outgoing, amount, price, lease = judged
@@ -255,7 +257,9 @@ class Gateway:
             return outgoing, 0, ""
         return outgoing, reservation_microusd(price, given), str(price.usd)
 
-    def _prepare(self, request: Request, target: Target, plan: CompiledPlan, announced: int | None) -> Outgoing:
+    def _prepare(
+        self, request: Request, target: Target, plan: CompiledPlan, announced: int | None, addressed: Addressed
+    ) -> Outgoing:
         """Build the upstream request: the caller's fields by allow-list, ours after them; the key is still missing."""
         if announced is not None and announced > self.max_body_bytes and target.kind.traits.json_body:
             raise Refusal("body_too_large", f"the body exceeds {self.max_body_bytes} bytes (server.max_body_bytes)")
@@ -263,7 +267,10 @@ class Gateway:
         origin, path_and_query = self.route.to(target.host, target.path_and_query)
         passed = fields.to_upstream(request.headers, optional=plan.allow_headers)
         passed += [ACCEPT_PLAIN, CLIENT_PROXY]
-        return Outgoing(request.method.encode("ascii"), origin, path_and_query, passed, target, announced)
+        method, base = request.method.encode("ascii"), None
+        if target.kind in _NAMES_URLS and not addressed.header_form:
+            base = self.site.base(request).encode("latin-1") + self.mount + b"/queue.fal.run/"
+        return Outgoing(method, origin, path_and_query, passed, target, announced, queue_base=base)
 
 
 def draining() -> Refusal:

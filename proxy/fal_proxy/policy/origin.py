@@ -42,6 +42,10 @@ class Site:
         """Say whether our public side is https."""
         return (self.origin or request.scheme).startswith("https")
 
+    def base(self, request: Request) -> str:
+        """Return what URLs to us begin with, without a final slash: public_url, else how this request, judged, came."""
+        return self.origin or f"{request.scheme}://{self.judge_host(request)}"
+
     def is_ours(self, origin: str, host: str) -> bool:
         """Say whether a page of this origin is our own: exactly public_url's, else one whose host:port is our Host."""
         if self.origin is not None:

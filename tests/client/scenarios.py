@@ -1,0 +1,111 @@
+"""What an app does with Python's fal_client; a process of its own, because the client reads its hosts when imported.
+
+Sync and async clients are asked the same: what the sync one returns at once, the async one returns when awaited.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import json
+import sys
+from collections.abc import AsyncIterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import fal_client
+
+
+async def got(answer: Any) -> Any:
+    """Return what either client answers."""
+    return await answer if inspect.isawaitable(answer) else answer
+
+
+async def each(items: Any) -> AsyncIterator[Any]:
+    """Yield what either client yields."""
+    if hasattr(items, "__aiter__"):
+        async for item in items:
+            yield item
+    else:
+        for item in items:
+            yield item
+
+
+def told(status: Any) -> dict[str, Any]:
+    """Return a status with the name of its class."""
+    return {"is": type(status).__name__, **asdict(status)}
+
+
+async def run(client: Any, endpoint: str, arguments: Any, **options: Any) -> Any:
+    return await got(client.run(endpoint, arguments, **options))
+
+
+async def run_file(client: Any, endpoint: str, file: str) -> Any:
+    return await got(client.run(endpoint, {"image_url": fal_client.encode_file(Path(file))}))
+
+
+async def stream(client: Any, endpoint: str, arguments: Any) -> Any:
+    return [event async for event in each(client.stream(endpoint, arguments))]
+
+
+async def subscribe(client: Any, endpoint: str, arguments: Any) -> Any:
+    updates: list[Any] = []
+    ids: list[str] = []
+    result = await got(
+        client.subscribe(
+            endpoint,
+            arguments,
+            with_logs=True,
+            on_enqueue=ids.append,
+            on_queue_update=lambda status: updates.append(told(status)),
+        )
+    )
+    return {"result": result, "updates": updates, "ids": ids}
+
+
+async def queue(client: Any, endpoint: str, arguments: Any) -> Any:
+    handle = await got(client.submit(endpoint, arguments))
+    urls = [handle.status_url, handle.response_url, handle.cancel_url]
+    first = told(await got(handle.status(with_logs=True)))
+    events = [told(status) async for status in each(handle.iter_events(with_logs=True))]
+    result = await got(handle.get())
+    by_id = {
+        "status": told(await got(client.status(endpoint, handle.request_id))),
+        "result": await got(client.result(endpoint, handle.request_id)),
+    }
+    return {"id": handle.request_id, "urls": urls, "first": first, "events": events, "result": result, "by_id": by_id}
+
+
+async def cancel(client: Any, endpoint: str, arguments: Any) -> Any:
+    one, other = [await got(client.submit(endpoint, arguments)) for _ in range(2)]
+    await got(one.cancel())
+    await got(client.cancel(endpoint, other.request_id))
+    return [await error_of(handle.get) for handle in (one, other)]
+
+
+async def fails(client: Any, way: str, endpoint: str, arguments: Any) -> Any:
+    return await error_of(getattr(client, way), endpoint, arguments)
+
+
+async def error_of(call: Any, *arguments: Any) -> Any:
+    """Return the client's error that a call ends with, or its result."""
+    try:
+        return {"result": await got(call(*arguments))}
+    except fal_client.client.FalClientError as error:
+        code, kind = getattr(error, "status_code", None), getattr(error, "error_type", None)
+        return {"message": str(error), "status": code, "type": kind}
+
+
+SCENARIOS = {scenario.__name__: scenario for scenario in (run, run_file, stream, subscribe, queue, cancel, fails)}
+
+
+async def main(scenario: str, prelude: str, mode: str, **params: Any) -> None:
+    """Play one scenario with the client that `mode` names, after the app's own lines in `prelude`."""
+    exec(prelude)
+    client = fal_client.AsyncClient() if mode == "async" else fal_client.SyncClient()
+    sys.stdout.write(json.dumps(await SCENARIOS[scenario](client, **params)))
+
+
+if __name__ == "__main__":
+    asyncio.run(main(sys.argv[1], **json.loads(sys.argv[2])))

@@ -15,7 +15,7 @@ import msgspec
 import pytest
 import pytest_asyncio
 
-from client.stage import judge
+from client.stage import Once, judge
 from fal_proxy.emulator import Entry
 from fal_proxy.settings import Settings
 from support.documents import README
@@ -113,7 +113,7 @@ CLIENTS = ["1.0-sync", "1.0-async", "0.5-sync", "0.5-async"]
 
 def client_of(name: str, older: Python) -> Client:
     version, _, mode = name.partition("-")
-    return Client(older if version == "0.5" else Python(), mode, f"Python, `fal-client` {version}")
+    return Client(older if version == "0.5" else Python(), mode, f"Python, `fal-client` {version} |")
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module", params=CLIENTS)
@@ -213,10 +213,25 @@ async def test_a_limit_of_ours_is_told_in_our_words_and_fal_hears_nothing_of_the
         assert len(stage.emulated.app.journal) == 1
 
 
-async def test_a_gateways_failure_is_repeated_by_the_client_until_it_works(older: Python, tmp_path: Path) -> None:
-    faults = "queue.fal.run/**/status:nginx502@0.5"
-    async with staged(tmp_path, faults=faults) as stage, stage.app(client_of("1.0-async", older)) as app:
+@pytest.mark.parametrize("mode", ["sync", "async"])
+async def test_a_gateways_failure_is_repeated_by_the_client_until_it_works(mode: str, tmp_path: Path) -> None:
+    client = Client(Python(), mode, "Python, `fal-client` 1.0 |")
+    once = Once("queue.fal.run/**/status", "nginx502")
+    async with staged(tmp_path, faults=[once]) as stage, stage.app(client) as app:
         seen = await app.ask(scenario="subscribe", endpoint="acme/app", arguments={"prompt": "p"})
 
         assert seen["result"]["input"] == {"prompt": "p"}
-        assert {200, 502} <= {entry.status for entry in stage.entries("queue.fal.run")}
+        assert [entry.status for entry in stage.entries("queue.fal.run")].count(502) == 1
+
+
+@pytest.mark.parametrize("use_jwt", [True, False])
+@pytest.mark.parametrize("mode", ["sync", "async"])
+async def test_realtime_comes_here_with_a_ticket_of_ours_or_with_the_user_key(
+    stage: PythonStage, mode: str, use_jwt: bool
+) -> None:
+    client = Client(Python(), mode, "Python, `fal-client` 1.0, with realtime")
+    async with stage.app(client) as app:
+        seen = await app.ask(scenario="realtime", endpoint="acme/app", arguments={"n": 1}, use_jwt=use_jwt)
+
+    assert seen["input"] == {"n": 1}
+    assert [entry.host for entry in stage.emulated.app.journal] == ["fal.run"], "fal is asked for no token"

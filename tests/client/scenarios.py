@@ -87,6 +87,10 @@ async def realtime(client: Any, endpoint: str, arguments: Any, use_jwt: bool) ->
         return await got(connection.recv())
 
 
+async def constants(client: Any) -> Any:
+    return [url for name, url in vars(fal_client.client).items() if name in ("REST_URL", "CDN_URL")]
+
+
 async def cancel(client: Any, endpoint: str, arguments: Any) -> Any:
     one, other = [await got(client.submit(endpoint, arguments)) for _ in range(2)]
     await got(one.cancel())
@@ -108,7 +112,8 @@ async def error_of(call: Any, *arguments: Any) -> Any:
 
 
 SCENARIOS = {
-    scenario.__name__: scenario for scenario in (run, run_file, stream, subscribe, queue, realtime, cancel, fails)
+    scenario.__name__: scenario
+    for scenario in (constants, run, run_file, stream, subscribe, queue, realtime, cancel, fails)
 }
 
 

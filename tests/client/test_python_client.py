@@ -199,6 +199,13 @@ async def test_a_wrong_user_key_is_told_so_before_fal_is_asked(stage: PythonStag
     assert not stage.emulated.app.journal
 
 
+async def test_uploads_and_tokens_cannot_be_led_here_by_variables(stage: PythonStage, app: Run) -> None:
+    hosts = await app.ask(scenario="constants")
+
+    assert hosts[0] in ("https://rest.fal.ai", "https://rest.alpha.fal.ai"), "see the README"
+    assert hosts[1:] == ["https://v3.fal.media"]
+
+
 @pytest.mark.parametrize("name", CLIENTS)
 async def test_a_limit_of_ours_is_told_in_our_words_and_fal_hears_nothing_of_the_repeats(
     name: str, older: Python, tmp_path: Path

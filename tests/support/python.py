@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import fcntl
 import hashlib
 import json
 import shutil
 import subprocess
 import sys
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 INSTALL_SECONDS = 300.0
-SCRIPT_SECONDS = 60.0
+ANSWER_SECONDS = 60.0
+_LINE_BYTES = 16 * 1024 * 1024
 _STAMP = "installed-from"
 
 
@@ -24,8 +27,9 @@ class Python:
 
     folder: Path | None = None
 
-    async def play(self, script: Path, scenario: str, environ: dict[str, str], **params: Any) -> Any:
-        """Run one scenario of a script to its end and return the JSON that it prints. Fails with what else it said."""
+    @contextlib.asynccontextmanager
+    async def started(self, script: Path, environ: dict[str, str], *arguments: str) -> AsyncIterator[Run]:
+        """Run a script that answers each line of JSON on its stdin with one on its stdout."""
         isolated = [] if self.folder is None else ["-S"]
         packages = {} if self.folder is None else {"PYTHONPATH": str(self.folder)}
         process = await asyncio.create_subprocess_exec(
@@ -33,21 +37,40 @@ class Python:
             "-B",
             *isolated,
             str(script),
-            scenario,
-            json.dumps(params),
+            *arguments,
             env={**packages, **environ},
+            stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
+            limit=_LINE_BYTES,
         )
         try:
-            async with asyncio.timeout(SCRIPT_SECONDS):
-                stdout, stderr = await process.communicate()
+            yield Run(process)
         finally:
             if process.returncode is None:
                 process.kill()
-                await process.wait()
-        assert process.returncode == 0, f"exit {process.returncode}\n{stdout.decode()}\n{stderr.decode()}"
-        return json.loads(stdout)
+            await process.communicate()
+
+
+class Run:
+    """One running script."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self._process = process
+
+    async def ask(self, **question: Any) -> Any:
+        """Return the script's answer. Fails with what the script said when it ended instead."""
+        process = self._process
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(json.dumps(question).encode() + b"\n")
+        async with asyncio.timeout(ANSWER_SECONDS):
+            await process.stdin.drain()
+            line = await process.stdout.readline()
+            if not line:
+                _, stderr = await process.communicate()
+                raise AssertionError(f"the script ended\n{stderr.decode()}")
+        return json.loads(line)
 
 
 def installed(lock: Path, folder: Path) -> Python:

@@ -3,7 +3,7 @@
 // the README.
 import { File } from "node:buffer";
 import { createInterface } from "node:readline";
-import { fetched, open } from "./page.mjs";
+import { fetched, open, wait } from "./page.mjs";
 
 const client = await import(process.argv[2]);
 const fal = client.fal ?? client; // @fal-ai/serverless-client is its own singleton
@@ -89,13 +89,20 @@ async function failure(promise) {
   throw new Error("no error where one was expected");
 }
 
+const PATIENCE_MILLISECONDS = 15_000;
+
+/** Reject when a client says nothing at all, as older ones do when they are refused a token. */
+function late() {
+  return new Promise((_, reject) => wait(() => reject(new Error("nothing happened")), PATIENCE_MILLISECONDS).unref());
+}
+
 for await (const line of createInterface({ input: process.stdin })) {
   const { scenario, page, setUp, userKey, ...params } = JSON.parse(line);
   open(page);
   new Function("fal", "userKey", setUp)(fal, userKey);
   let said;
   try {
-    said = { returned: await scenarios[scenario](params) };
+    said = { returned: await Promise.race([scenarios[scenario](params), late()]) };
   } catch (error) {
     said = { thrown: error?.stack ?? String(error), body: error?.body };
   }

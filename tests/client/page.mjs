@@ -18,7 +18,7 @@ export function open({ origin, browser = true, elsewhere = {} }) {
 }
 
 const overTheNetwork = globalThis.fetch;
-const wait = globalThis.setTimeout;
+export const wait = globalThis.setTimeout;
 const FASTER = 50;
 
 function standIn(address) {

@@ -153,6 +153,25 @@ export async function several({ endpoint, keys }) {
   return { results: made.map(({ results }) => results.map(({ input }) => input)), errors: made.map(({ errors }) => errors), sockets };
 }
 
+/** Be refused a second socket, wait until there is room and its token is over, and ask again, by the same key and by another. */
+export async function refusedOnce({ endpoint, seconds }) {
+  const held = connect({ endpoint, options: { connectionKey: "held" } });
+  held.connection.send({ by: "held" });
+  await until(() => held.results.length, "the first socket");
+  const refused = connect({ endpoint, options: { connectionKey: "refused" } });
+  refused.connection.send({ by: "refused" });
+  await until(() => refused.errors.length === 2, "the refusal");
+  held.connection.close();
+  await until(() => sockets[0].close, "the close");
+  await new Promise((resolve) => later(resolve, seconds * 1000));
+  refused.connection.send({ by: "refused" });
+  await until(() => refused.errors.length === 4 || refused.results.length, "another refusal, or an answer");
+  const other = connect({ endpoint, options: { connectionKey: "other" } });
+  other.connection.send({ by: "other" });
+  await until(() => other.results.length || other.errors.length, "another key");
+  return { refused: refused.results.length, other: other.results.length, fetched: params.provider ? tokens.length : refreshed.count };
+}
+
 /** Send one input and wait until a token was refused; nothing tells the app. */
 export async function untold({ endpoint, options }) {
   const { connection, results, errors } = connect({ endpoint, options });

@@ -211,3 +211,15 @@ async def test_realtime_that_is_off_is_silence_unless_the_app_asks_for_tokens_it
         assert stage.handshakes == []
         if provider:
             assert seen["tokens"] == [{"app": "a/b/realtime", "status": 403, "error": "mode_off"}]
+
+
+async def test_after_a_refusal_the_client_keeps_its_token_for_as_long_as_it_is_good_and_longer(
+    set_stage: SetStage, open_settings: Settings, provider: bool
+) -> None:
+    """The client's own state machine, with fal too: only another connection key asks for another token."""
+    settings = with_plan(open_settings, realtime_sessions=1)
+    settings = msgspec.structs.replace(settings, realtime=Realtime(token_seconds=1))
+    async with set_stage(settings=settings) as stage:
+        seen = await stage.play("realtime.mjs", "refusedOnce", endpoint="a/b", seconds=1.1, provider=provider)
+        assert seen == {"refused": 0, "other": 1, "fetched": 3}
+        assert len(stage.handshakes) == 2

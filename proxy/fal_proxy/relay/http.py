@@ -38,7 +38,7 @@ from fal_proxy.upstream.keys import Key
 
 JSON_WHOLE_BYTES = 256 * 1024
 RUN_HEAD_SECONDS = 3600.0
-_HEAD_SECONDS = {Kind.RUN: RUN_HEAD_SECONDS, Kind.STREAM: RUN_HEAD_SECONDS, Kind.WMA: 120.0}  # WMA: the client's own
+SESSION_HEAD_SECONDS = 120.0  # what the client of world models waits
 DEPARTED_SECONDS = 10.0
 
 
@@ -51,7 +51,8 @@ class Patience:
 
     def until_head(self, kind: Kind) -> float:
         """Return the head's deadline: a run answers only when the work is done."""
-        return max(_HEAD_SECONDS.get(kind, 0), self.head_seconds)
+        least = SESSION_HEAD_SECONDS if kind is Kind.WMA else 0
+        return max(RUN_HEAD_SECONDS if kind in (Kind.RUN, Kind.STREAM) else least, self.head_seconds)
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,7 +38,7 @@ from fal_proxy.upstream.keys import Key
 
 JSON_WHOLE_BYTES = 256 * 1024
 RUN_HEAD_SECONDS = 3600.0
-_HEAD_SECONDS = {Kind.RUN: RUN_HEAD_SECONDS, Kind.STREAM: RUN_HEAD_SECONDS, Kind.WMA: 120.0}  # WMA: the client's own
+WMA_HEAD_SECONDS = 120.0  # the client's own
 DEPARTED_SECONDS = 10.0
 
 
@@ -51,7 +51,9 @@ class Patience:
 
     def until_head(self, kind: Kind) -> float:
         """Return the head's deadline: a run answers only when the work is done."""
-        return max(_HEAD_SECONDS.get(kind, 0), self.head_seconds)
+        if kind in (Kind.RUN, Kind.STREAM):
+            return max(RUN_HEAD_SECONDS, self.head_seconds)
+        return max(WMA_HEAD_SECONDS, self.head_seconds) if kind is Kind.WMA else self.head_seconds
 
 
 @dataclass(frozen=True, slots=True)

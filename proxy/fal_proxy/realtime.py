@@ -130,7 +130,8 @@ class Realtime:
 
     def _reservation(self, target: Target, plan: str) -> int:
         """Return what a minute costs. Raises Refusal where it cannot be counted, or its inputs cannot be judged."""
-        if self.gateway.inputs.applies(target.endpoint_id):
+        endpoint_id = target.endpoint_id
+        if self.gateway.inputs.applies(endpoint_id) or self.gateway.prices.needs_input(endpoint_id):
             raise Refusal("endpoint_denied", "inputs of this endpoint are judged here, and those of a socket cannot be")
         if not self.gateway.gate.has_budget(plan):
             return 0

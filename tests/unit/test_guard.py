@@ -9,7 +9,7 @@ import random
 from collections.abc import Callable, Iterable
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from fal_proxy.environment import Secret
@@ -122,7 +122,10 @@ def test_no_run_of_16_characters_passes_in_any_form_or_chunking(data: st.DataObj
 @given(st.lists(st.binary(max_size=400), max_size=12), st.booleans())
 @settings(max_examples=300, deadline=None)
 def test_innocent_bodies_pass_byte_for_byte(chunks: list[bytes], patient: bool) -> None:
-    assert fed(made(), chunks, patient=patient) == (b"".join(chunks), False)
+    body = b"".join(chunks)
+    runs = [secret[at : at + RUN_CHARS].encode() for secret in SECRETS for at in range(len(secret) - RUN_CHARS + 1)]
+    assume(not any(run in body for run in runs))  # hypothesis draws the constants of this file too
+    assert fed(made(), chunks, patient=patient) == (body, False)
 
 
 @given(st.integers(0, len(FAL_KEY_SECRET)), st.integers(1, RUN_CHARS - 1), st.lists(st.integers(1, 40), max_size=20))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from fal_proxy.exchange import Request
 from fal_proxy.gateway import ACCEPT_PLAIN, CLIENT_PROXY, Gateway
 from fal_proxy.identity import Identities, Source
 from fal_proxy.identity.anonymous import Anonymous
+from fal_proxy.identity.capability import Bearer, Seals, Upload
 from fal_proxy.identity.forward import ForwardAuth
 from fal_proxy.identity.header import TrustedHeader
 from fal_proxy.identity.jwt import JwtBearers
@@ -34,6 +35,7 @@ from fal_proxy.policy.inputs import InputRules
 from fal_proxy.policy.origin import Site
 from fal_proxy.policy.plans import compile_plan
 from fal_proxy.policy.pricing import Prices, charge_for
+from fal_proxy.policy.uploads import UploadRules
 from fal_proxy.realtime import Realtime
 from fal_proxy.relay.guard import KeyGuard
 from fal_proxy.relay.http import Patience, Reset
@@ -42,9 +44,12 @@ from fal_proxy.relay.websocket import Terms
 from fal_proxy.reply import Reply
 from fal_proxy.settings import ENV_UPSTREAM, Settings, config_path
 from fal_proxy.settings import Realtime as RealtimeSettings
+from fal_proxy.storage import Storage
 from fal_proxy.stores import Store
 from fal_proxy.stores.opening import JournalError, open_store
 from fal_proxy.telemetry import Telemetry
+from fal_proxy.uploads import Uploads
+from fal_proxy.upstream.cdn_bearers import CdnBearers
 from fal_proxy.upstream.credentials import FalKey, FalKeys, fal_keys
 from fal_proxy.upstream.dial import Dialer, Route
 from fal_proxy.upstream.engine import Engine
@@ -223,7 +228,6 @@ def create_app(
         identities=_identities(settings, site, folder, environ),
         plans={name: compile_plan(name, plan) for name, plan in settings.plans.items()},
         inputs=InputRules(settings.inputs),
-        storage_mode=settings.storage.mode,
         realtime_mode=settings.realtime.mode,
         tickets=Tickets(signing, settings.realtime.token_seconds) if signing else None,
         engine=engine,
@@ -245,7 +249,9 @@ def create_app(
         guard=AddressGuard(),
         trusted_proxies=TrustedProxies(settings.server.trusted_proxies),
         lifecycle=Lifecycle(),
+        uploads=_uploads(settings, site, route, signing),
     )
+    _storage(settings, gateway).open()
     admin = Admin(settings.admin.host, admin_token(environ, []), telemetry.metrics)
     return App(gateway, _realtime(settings.realtime, gateway, dialer), admin, settings.realtime.max_message_bytes)
 
@@ -254,6 +260,27 @@ def _realtime(settings: RealtimeSettings, gateway: Gateway, dialer: Dialer) -> R
     rates = tuple((rate.limit, rate.window_seconds) for rate in parse_rates(settings.messages))
     price = None if settings.usd_per_second is None else Fraction(repr(settings.usd_per_second))
     return Realtime(gateway, dialer, Terms(rates, settings.session_seconds, settings.idle_seconds), price)
+
+
+def _uploads(settings: Settings, site: Site, route: Route, signing: Sequence[Secret]) -> Uploads:
+    storage = settings.storage
+    relays = storage.mode == "relay" and bool(signing)
+    return Uploads(
+        storage.mode,
+        settings.mount,
+        site,
+        UploadRules(storage.content_types),
+        route,
+        storage.hosts,
+        storage.max_upload_bytes,
+        Seals(Upload, b"fal-proxy upload", signing) if relays else None,
+        Seals(Bearer, b"fal-proxy storage bearer", signing) if relays else None,
+    )
+
+
+def _storage(settings: Settings, gateway: Gateway) -> Storage:
+    bearers = CdnBearers(gateway.engine, gateway.route, [ACCEPT_PLAIN, CLIENT_PROXY])
+    return Storage(gateway, bearers, settings.storage.mode == "relay", settings.storage.serve_files)
 
 
 def _identities(settings: Settings, site: Site, folder: Path, environ: Mapping[str, str]) -> Identities:

@@ -39,6 +39,8 @@ class Kind(enum.Enum):
     TOKEN = "token"
     UPLOAD_INITIATE = "upload_initiate"
     UPLOAD_TOKEN = "upload_token"
+    UPLOAD_PART = "upload_part"
+    FILE = "file"
 
     __hash__ = object.__hash__  # members are singletons, and Enum's own is a Python call in every lookup
 
@@ -60,6 +62,8 @@ _TRAITS = {
     Kind.TOKEN: Traits(paid=True, json_body=True, answer_whole=True, survives_departure=True),
     Kind.UPLOAD_INITIATE: Traits(paid=False, json_body=True, answer_whole=True, survives_departure=True),
     Kind.UPLOAD_TOKEN: Traits(paid=False, json_body=True, answer_whole=True, survives_departure=False),
+    Kind.UPLOAD_PART: Traits(paid=False, json_body=False, answer_whole=True, survives_departure=False),
+    Kind.FILE: Traits(paid=False, json_body=False, answer_whole=False, survives_departure=False),
 }
 
 

@@ -47,8 +47,8 @@ def permit(target: Target, plan: CompiledPlan, *, storage_mode: str, realtime_mo
         raise Refusal("endpoint_denied", f"plan {plan.name!r} does not open {target.endpoint_id}")
     if kind in (Kind.TOKEN, Kind.REALTIME) and realtime_mode == "off":
         raise Refusal("mode_off", "realtime is off (realtime.mode)")
-    if kind is Kind.UPLOAD_TOKEN:
-        raise Refusal("mode_off", "this proxy hands out no storage tokens")
+    if kind is Kind.UPLOAD_TOKEN and storage_mode != "relay":
+        raise Refusal("mode_off", "this proxy hands out no storage tokens (storage.mode)")
     if kind is Kind.UPLOAD_INITIATE and storage_mode == "off":
         raise Refusal("mode_off", "uploads are off (storage.mode)")
     if target.webhook is not None:

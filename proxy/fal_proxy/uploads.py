@@ -51,7 +51,7 @@ class Uploads:
         if target.path == _PASSED:
             return outgoing
         body = await inbound.read_first(MAX_INITIATE_BYTES)
-        if not inbound.complete:
+        if not inbound.complete or len(body) > MAX_INITIATE_BYTES:
             raise Refusal("body_too_large", f"the start of an upload has at most {MAX_INITIATE_BYTES} bytes")
         return outgoing.rebuilt(self.rules.judge_initiate(body))
 

@@ -54,6 +54,18 @@ class Page:
         """Start an upload and return the path of its URL."""
         return urlsplit((await self.initiate(multipart, **given))["upload_url"]).path
 
+    async def fal_reads(self, path: str) -> bytes:
+        """Return a file as fal's own host serves it, `path` with that host."""
+        async with raw_client(self.fal.port) as client:
+            await client.send(request("GET", path))
+            return (await client.answer()).body
+
+    async def put_to_fal(self, url: str, body: bytes) -> None:
+        """Upload to a signed URL of fal's, as a browser does in direct mode."""
+        async with raw_client(self.fal.port) as client:
+            await client.send(request("PUT", url.removeprefix(self.fal.url), {"Content-Type": "image/png"}, body))
+            assert (await client.answer()).status == 200
+
     def sent_to(self, host: str) -> list[str]:
         """Return what reached one of fal's hosts: method, path and query."""
         return [f"{each.method} {each.target.decode()}" for each in self.fal.app.journal if each.host == host]

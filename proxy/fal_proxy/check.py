@@ -202,8 +202,14 @@ def _judge_realtime(report: Report) -> None:
 
 def _judge_storage(report: Report, environ: Mapping[str, str]) -> None:
     storage = report.settings.storage
-    if storage.mode == "relay" and not signing_secrets(environ, []):
-        report.error(ENV_SECRET, "relayed uploads need a signing secret: set it to 32 random bytes, in hex")
+    if storage.mode == "relay":
+        told_already = "anonymous" in report.settings.identity.sources
+        if not signing_secrets(environ, [] if told_already else report.findings) and not told_already:
+            report.error(ENV_SECRET, "relayed uploads need a signing secret: set it to 32 random bytes, in hex")
+        if not report.settings.server.public_url:
+            report.warn(
+                "server.public_url", "is empty: upload URLs begin with the socket's scheme and the request's Host"
+            )
     if storage.max_upload_bytes < 1:
         report.error("storage.max_upload_bytes", "must be at least 1")
     report.attempt("storage.content_types", partial(UploadRules, storage.content_types))

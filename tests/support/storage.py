@@ -58,7 +58,8 @@ class Page:
         """Return a file as fal's own host serves it, `path` with that host."""
         async with raw_client(self.fal.port) as client:
             await client.send(request("GET", path))
-            return (await client.answer()).body
+            _, fields = await client.read_head()
+            return await client.reader.readexactly(int(dict(fields)[b"content-length"]))
 
     async def put_to_fal(self, url: str, body: bytes) -> None:
         """Upload to a signed URL of fal's, as a browser does in direct mode."""

@@ -16,7 +16,7 @@ UNTYPED = "application/octet-stream"  # what bytes without a type are
 SNIFFED_BYTES = 512
 MAX_NAME_BYTES = 255
 _MAX_TYPE_CHARS = 255
-_WORD = r"[A-Za-z0-9!#$%&'*+.^_`|~-]+"
+_WORD = r"[A-Za-z0-9!#$%&'+.^_`|~-]+"  # of RFC 9110's tokens all but the asterisk, which is ours
 _TYPE = re.compile(rf"{_WORD}/{_WORD}(?:[ \t]*;[ -~]*)?")
 _GLOB = re.compile(rf"{_WORD}/(?:\*|{_WORD})")
 # Media that a browser shows by itself, which no honest file of begins as a document does (cf. WHATWG MIME Sniffing §7.1).

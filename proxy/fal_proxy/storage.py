@@ -13,10 +13,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 from urllib.parse import quote, unquote
 
 from fal_proxy import headers as fields
-from fal_proxy.admission.uploaded import Uploaded, too_large
+from fal_proxy.admission.uploaded import Uploaded
 from fal_proxy.errors import Refusal, UpstreamError, UpstreamInvalid
 from fal_proxy.exchange import Caller, Kind, Target
 from fal_proxy.gateway import ACCEPT_PLAIN, CLIENT_PROXY, Arrival, Gateway
@@ -38,6 +39,13 @@ MAX_PARTS = 10_000
 COMPLETE_BYTES = 1024 * 1024  # a list of MAX_PARTS parts
 _COMPLETE = "complete"
 _FILE_NAME = b"x-fal-file-name"
+
+
+class Begun(NamedTuple):
+    """An upload whose first bytes were judged; the others are still to come."""
+
+    inbound: Inbound
+    first: bytes
 
 
 @dataclass(slots=True)
@@ -97,8 +105,11 @@ class Storage:
             None if upload.query is None else upload.query.encode(),
             Kind.UPLOAD_PART,
         )
+        begun = await self._begin(arrival, upload, step)
         passed = fields.only(request.headers, fields.UP_UPLOAD)
-        await self._send(arrival, upload, step, target, passed, _Watched())
+        if not step and not fields.values(passed, b"content-type"):
+            passed.append((b"content-type", upload.content_type.encode("ascii")))
+        await self._send(arrival, begun, target, passed, _Watched())
 
     async def on_file_host(self, arrival: Arrival) -> None:
         """Carry one request for a file host in the path form."""
@@ -121,7 +132,7 @@ class Storage:
         given = (request.one(b"content-type") or UNTYPED.encode()).decode("latin-1")
         content_type = gateway.uploads.rules.judge_type(given)
         multipart = target.path.endswith(b"/multipart")
-        upload = self._whole_file(caller, content_type, target)
+        begun = await self._begin(arrival, self._whole_file(caller, content_type, target), "")
         # An upload begins here, as it does elsewhere with an initiation.
         grant = await gateway.gate.admit(caller, caller.plan, replace(target, kind=Kind.UPLOAD_INITIATE), 0, "")
         arrival.reply.limits = grant.headers
@@ -130,7 +141,7 @@ class Storage:
         if multipart:
             rewrite = gateway.uploads.rewriting_create(target, content_type, key.id, caller, request)
         passed = [*fields.only(request.headers, fields.UP_CDN_UPLOAD), *_file_name(request.one(_FILE_NAME))]
-        await self._with_bearer(arrival, upload, "", target, passed, key, rewrite)
+        await self._with_bearer(arrival, begun, target, passed, key, rewrite)
 
     async def _part(self, arrival: Arrival, target: Target) -> None:
         """Add a part to such a file, or complete it."""
@@ -145,60 +156,58 @@ class Storage:
         if not _is_step(step):
             raise Refusal("not_found", "this upload has no such part")
         there = replace(target, path=f"{path}/multipart/{upload.upload_id}/{step}".encode())
+        begun = await self._begin(arrival, upload, step)
         passed = fields.only(arrival.request.headers, fields.UP_UPLOAD)
-        await self._with_bearer(arrival, upload, step, there, passed, self.gateway.keys.of_job(upload.key_id), None)
+        await self._with_bearer(arrival, begun, there, passed, self.gateway.keys.of_job(upload.key_id))
+
+    async def _begin(self, arrival: Arrival, upload: Upload, step: str) -> Begun:
+        """Judge the bytes as far as they can be known before anything is dialled."""
+        if step == _COMPLETE:
+            inbound = Inbound(
+                arrival.receive, COMPLETE_BYTES, arrival.announced, arrival.on_departure, "a list of parts"
+            )
+            return Begun(inbound, await inbound.read_first(COMPLETE_BYTES))
+        request, size = arrival.request, arrival.announced
+        _judge_type(request.one(b"content-type"), upload)
+        if request.one(b"content-length") is None or size is None:
+            raise Refusal("length_required", "an upload needs a Content-Length")
+        self.uploaded.count(upload.id, step, size, upload.max_bytes)
+        inbound = Inbound(arrival.receive, size, size, arrival.on_departure, "storage.max_upload_bytes")
+        first = await inbound.read_first(SNIFFED_BYTES)
+        if step in ("", "1"):
+            judge_first_bytes(upload.content_type, first)
+        return Begun(inbound, first)
 
     async def _with_bearer(
-        self,
-        arrival: Arrival,
-        upload: Upload,
-        step: str,
-        target: Target,
-        passed: Headers,
-        key: Key,
-        rewrite: Rewrite | None,
+        self, arrival: Arrival, begun: Begun, target: Target, passed: Headers, key: Key, rewrite: Rewrite | None = None
     ) -> None:
-        self._judge_size(arrival, upload, step)
         try:
             bearer = await self.bearers.of(key)
         except UpstreamError as error:
             raise refusal_for(error, target.kind.traits) from error
         watched = _Watched(bearer, lambda: self.bearers.forget(key))
-        await self._send(arrival, upload, step, target, passed, watched, rewrite)
+        await self._send(arrival, begun, target, [*passed, (b"authorization", bearer)], watched, rewrite)
 
     async def _send(
         self,
         arrival: Arrival,
-        upload: Upload,
-        step: str,
+        begun: Begun,
         target: Target,
         passed: Headers,
         watched: _Watched,
         rewrite: Rewrite | None = None,
     ) -> None:
-        """Judge the bytes as far as they are known, and carry them."""
+        """Carry what was begun, and its answer."""
         gateway, reply = self.gateway, arrival.reply
-        size = self._judge_size(arrival, upload, step)
-        limit = COMPLETE_BYTES if step == _COMPLETE else size
-        inbound = Inbound(arrival.receive, limit, arrival.announced, arrival.on_departure, _limit_of(step))
-        if step == _COMPLETE:
-            first = await inbound.read_first(COMPLETE_BYTES)
-        else:
-            passed = _typed(passed, upload, whole=not step)
-            first = await inbound.read_first(SNIFFED_BYTES)
-            if step in ("", "1"):
-                judge_first_bytes(upload.content_type, first)
-            self.uploaded.count(upload.id, step, size, upload.max_bytes)
-        own = [ACCEPT_PLAIN, CLIENT_PROXY, *([(b"authorization", watched.bearer)] if watched.bearer else [])]
         origin, path_and_query = gateway.route.to(target.host, target.path_and_query)
-        method = arrival.request.method.encode("ascii")
-        outgoing = Outgoing(method, origin, path_and_query, [*passed, *own], target, arrival.announced, first)
+        method, headers = arrival.request.method.encode("ascii"), [ACCEPT_PLAIN, CLIENT_PROXY, *passed]
+        outgoing = Outgoing(method, origin, path_and_query, headers, target, arrival.announced, begun.first)
         down, send = reply.head, arrival.send
         if rewrite is not None:
             answer = RewrittenAnswer(reply, rewrite)
             down, send = answer.head, answer.send
         patience, guard = gateway.patience, gateway.key_guard
-        await relay(gateway.engine, outgoing, inbound, send, down, patience, reply.exchange, watched, guard)
+        await relay(gateway.engine, outgoing, begun.inbound, send, down, patience, reply.exchange, watched, guard)
 
     async def _read(self, arrival: Arrival, target: Target) -> None:
         """Carry a file down."""
@@ -245,8 +254,7 @@ class Storage:
 
     def _note(self, arrival: Arrival, caller: Caller) -> None:
         exchange = arrival.reply.exchange
-        exchange.caller = caller
-        exchange.plan = caller.plan if caller.plan in self.gateway.plans else closed_plan(caller.plan).name
+        exchange.caller, exchange.plan = caller, caller.plan
 
     def _whole_file(self, caller: Caller, content_type: str, target: Target) -> Upload:
         """Return what the caller may do in this one request, as a capability would say it."""
@@ -263,20 +271,6 @@ class Storage:
             max_bytes=uploads.max_bytes,
         )
 
-    def _judge_size(self, arrival: Arrival, upload: Upload, step: str) -> int:
-        """Return the announced size of a part. Raises Refusal: length_required, body_too_large."""
-        if step == _COMPLETE:
-            return 0
-        if arrival.request.one(b"content-length") is None or arrival.announced is None:
-            raise Refusal("length_required", "an upload needs a Content-Length")
-        if arrival.announced > upload.max_bytes:
-            raise too_large(upload.max_bytes)
-        return arrival.announced
-
-
-def _limit_of(step: str) -> str:
-    return "of a list of parts" if step == _COMPLETE else "storage.max_upload_bytes"
-
 
 def _is_step(step: str) -> bool:
     """Say whether this is the number of a part, written in one way, or the end."""
@@ -291,14 +285,10 @@ def _judge_method(method: str, expected: str) -> None:
         raise Refusal("method_not_allowed", f"this takes {expected}", headers=allow)
 
 
-def _typed(passed: Headers, upload: Upload, *, whole: bool) -> Headers:
-    """Return the fields with the type that the upload was started with. Raises Refusal input_denied for another one."""
-    given = fields.values(passed, b"content-type")
-    if len(given) > 1:
-        raise Refusal("bad_request", "more than one content-type field")
-    if given and essence(given[0].decode("latin-1")) != essence(upload.content_type):
+def _judge_type(given: bytes | None, upload: Upload) -> None:
+    """Raise Refusal input_denied for another type than the upload was started with."""
+    if given is not None and essence(given.decode("latin-1")) != essence(upload.content_type):
         raise Refusal("input_denied", f"this upload was started as {essence(upload.content_type)}")
-    return passed if given or not whole else [(b"content-type", upload.content_type.encode("latin-1")), *passed]
 
 
 def _file_name(given: bytes | None) -> Headers:

@@ -10,10 +10,10 @@ import msgspec
 import pytest
 
 from fal_proxy.settings import Settings
-from support.peers import Serve
+from support.peers import Peer, Serve
 from support.proxied import FAL_KEY_SECRET, MOUNT, StartProxy, open_settings
 from support.raw import RawAnswer, raw_client, request
-from support.scripts import answering
+from support.scripts import answering, ok, read_request
 from support.storage import Page, page, relaying
 
 TOKEN = MOUNT + "/rest.fal.ai/storage/auth/token?storage_type=fal-cdn-v3"
@@ -23,8 +23,10 @@ HOSTS = ("v3.fal.media", "v3b.fal.media")
 
 @pytest.fixture
 async def app(tmp_path: Path) -> AsyncIterator[Page]:
-    """A proxy that relays uploads of at most 64 KiB."""
-    async with page(tmp_path, relaying(tmp_path, max_upload_bytes=65536)) as running:
+    """A proxy that relays uploads of at most 64 KiB, sixty an hour."""
+    settings = relaying(tmp_path, max_upload_bytes=65536)
+    plans = {"default": msgspec.structs.replace(settings.plans["default"], upload="60/hour")}
+    async with page(tmp_path, msgspec.structs.replace(settings, plans=plans)) as running:
         yield running
 
 
@@ -128,6 +130,56 @@ async def test_an_upload_is_refused_before_anything_reaches_the_cdn(
 
 async def test_a_user_key_may_upload_without_asking_for_a_token(app: Page) -> None:
     assert (await app.ask("POST", UPLOAD, app.proxy.bearer | {"Content-Type": "text/plain"}, b"x")).status == 200
+
+
+async def test_a_refused_upload_asks_fal_for_no_bearer_and_counts_for_nothing(app: Page) -> None:
+    headers = await as_python(app)
+    for body, type_ in ((b"<html>", "image/png"), (b"x" * 70_000, "text/plain")):
+        assert (await app.ask("POST", UPLOAD, headers | {"Content-Type": type_}, body)).status in (413, 422)
+    assert not app.fal.app.journal
+    me = await app.ask("GET", MOUNT + "/me", app.proxy.bearer)
+    [upload] = msgspec.json.decode(me.body)["limits"]["upload"]
+    assert upload["remaining"] == upload["limit"]
+
+
+async def test_an_upload_in_the_cdns_way_counts_as_an_initiation(app: Page) -> None:
+    assert (await app.ask("POST", UPLOAD, await as_python(app), b"x")).status == 200
+    me = await app.ask("GET", MOUNT + "/me", app.proxy.bearer)
+    [upload] = msgspec.json.decode(me.body)["limits"]["upload"]
+    assert upload["remaining"] == upload["limit"] - 1
+
+
+async def test_without_a_bearer_of_fals_an_upload_is_502(tmp_path: Path) -> None:
+    async with page(tmp_path, relaying(tmp_path), faults="rest.fal.ai/**:status=500") as app:
+        answer = await app.ask("POST", UPLOAD, await as_python(app), b"x")
+        assert (answer.status, answer.one(b"x-fal-error-type")) == (502, b"upstream_invalid")
+        assert not cdn_entries(app)
+
+
+async def test_a_bearer_that_the_cdn_refuses_is_asked_for_anew(serve: Serve, start: StartProxy, tmp_path: Path) -> None:
+    bearers = iter(range(1, 9))
+
+    async def fal(peer: Peer) -> None:
+        while True:
+            head, _ = await read_request(peer)
+            if b"/storage/auth/token" in head:
+                token = b'{"token":"t%d","token_type":"Bearer","expires_at":"2999-01-01T00:00:00+00:00"}' % next(
+                    bearers
+                )
+                await peer.send(ok(token))
+            elif b"authorization: Bearer t1\r\n" in head:
+                await peer.send(b"HTTP/1.1 401 Unauthorized\r\ncontent-length: 0\r\n\r\n")
+            else:
+                await peer.send(ok(b'{"access_url":"https://v3b.fal.media/files/x"}'))
+
+    proxy = await start(serve(fal), relaying(tmp_path))
+    statuses = []
+    for _ in range(3):
+        async with raw_client(proxy.port) as client:
+            await client.send(request("POST", UPLOAD, proxy.bearer | {"Content-Type": "text/plain"}, b"x"))
+            statuses.append((await client.answer()).status)
+    assert statuses == [401, 200, 200]
+    assert next(bearers) == 3, "two were asked for"
 
 
 async def test_file_hosts_exist_only_where_storage_is_relayed(tmp_path: Path) -> None:

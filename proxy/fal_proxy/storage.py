@@ -95,7 +95,7 @@ class Storage:
             raise Refusal("not_found", "there is no such upload")
         upload = seals.open(sealed)
         self._note(arrival, upload.known())
-        if request.query is not None or upload.multipart is not bool(step):
+        if request.query is not None or upload.upload_id or upload.multipart is not bool(step):
             raise Refusal("not_found", "this upload has no such part, and no query")
         _judge_method(request.method, "POST" if step == _COMPLETE else "PUT")
         path = upload.path + (f"/{step}" if step else "")
@@ -174,8 +174,7 @@ class Storage:
         self.uploaded.count(upload.id, step, size, upload.max_bytes)
         inbound = Inbound(arrival.receive, size, size, arrival.on_departure, "storage.max_upload_bytes")
         first = await inbound.read_first(SNIFFED_BYTES)
-        if step in ("", "1"):
-            judge_first_bytes(upload.content_type, first)
+        judge_first_bytes(upload.content_type, first, begins=step in ("", "1"))
         return Begun(inbound, first)
 
     async def _with_bearer(

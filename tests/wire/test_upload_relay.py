@@ -103,6 +103,7 @@ REFUSED = [
     ("PUT", sealed(multipart=True) + "/1/../2", 404, "another path"),
     ("PUT", sealed(multipart=True) + "/", 404, "no number"),
     ("PUT", sealed() + "?x=1", 404, "a query, which it has none of"),
+    ("PUT", sealed(multipart=True, upload_id="u") + "/1", 404, "parts in the CDN's own way, which have a bearer"),
     ("PUT", sealed(ends=1.0), 410, "over"),
     ("POST", sealed(), 405, "another method"),
     ("GET", sealed(), 405, "no way to read"),
@@ -163,6 +164,12 @@ async def test_media_that_begin_as_a_page_are_refused_without_a_dial(
     path = await app.upload_path(content_type=type_)
     answer = await app.ask("PUT", path, {"Content-Type": type_}, content)
     assert (answer.status, answer.one(b"x-fal-error-type")) == (422, b"input_denied"), reason
+    assert app.sent_to(FILES) == []
+
+
+async def test_a_file_cannot_begin_with_its_second_part_to_pass_as_a_picture(app: Page) -> None:
+    path = await app.upload_path(multipart=True)
+    assert (await app.ask("PUT", f"{path}/2", None, b"<html><script>")).status == 422
     assert app.sent_to(FILES) == []
 
 

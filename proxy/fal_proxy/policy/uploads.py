@@ -90,14 +90,15 @@ def harmless_name(name: str) -> str:
     return stem.encode()[:room].decode(errors="ignore") + dot + extension
 
 
-def judge_first_bytes(content_type: str, first: bytes) -> None:
+def judge_first_bytes(content_type: str, first: bytes, *, begins: bool = True) -> None:
     """Raise Refusal input_denied when media begins as HTML, SVG or a script in markup does.
 
     An SVG that calls itself one may begin as XML. Everything else is taken at its word: what is no media is no document
-    either, unless its type says so, and the type was judged.
+    either, unless its type says so, and the type was judged. Later parts (not `begins`) are judged too, because a file
+    may be completed without its first one; only those of a type in XML may begin with any of its tags.
     """
     kind = essence(content_type)
-    if not kind.startswith(_MEDIA):
+    if not kind.startswith(_MEDIA) or (kind.endswith("+xml") and not begins):
         return
     plain = _plain(first[:SNIFFED_BYTES])
     if not _MARKUP.match(plain):

@@ -17,7 +17,13 @@ CHECKS = [
     ["lint-imports"],
 ]
 # What the tests start, and the Debian package that brings it.
-PROGRAMS = {"node": "nodejs", "npm": "npm", "redis-server": "redis-server", "slowhttptest": "slowhttptest"}
+PROGRAMS = {
+    "curl": "curl",
+    "node": "nodejs",
+    "npm": "npm",
+    "redis-server": "redis-server",
+    "slowhttptest": "slowhttptest",
+}
 
 
 def main() -> int:

@@ -3,27 +3,27 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from fal_proxy import check
+from fal_proxy import check, client
 from fal_proxy.address_guard import AddressGuard
 from fal_proxy.admin import Admin
 from fal_proxy.admission.gate import Gate
 from fal_proxy.admission.limits import compile_limits, parse_budget
 from fal_proxy.admission.rates import parse_rates
 from fal_proxy.admission.settler import Settler
+from fal_proxy.direct import Direct
 from fal_proxy.environment import Secret, admin_token, captured, header_secret, signing_secrets
 from fal_proxy.errors import Misconfigured, Refusal, StoreUnavailable
 from fal_proxy.exchange import Request
 from fal_proxy.gateway import ACCEPT_PLAIN, CLIENT_PROXY, Gateway
 from fal_proxy.identity import Identities, Source
 from fal_proxy.identity.anonymous import Anonymous
-from fal_proxy.identity.capability import Bearer, Seals, Upload
 from fal_proxy.identity.forward import ForwardAuth
 from fal_proxy.identity.header import TrustedHeader
 from fal_proxy.identity.jwt import JwtBearers
@@ -35,12 +35,12 @@ from fal_proxy.policy.inputs import InputRules
 from fal_proxy.policy.origin import Site
 from fal_proxy.policy.plans import compile_plan
 from fal_proxy.policy.pricing import Prices, charge_for
-from fal_proxy.policy.uploads import UploadRules
 from fal_proxy.realtime import Realtime
+from fal_proxy.relay.answering import Reset
 from fal_proxy.relay.guard import KeyGuard
-from fal_proxy.relay.http import Patience, Reset
+from fal_proxy.relay.http import Patience
 from fal_proxy.relay.inbound import Message, Receive, Send
-from fal_proxy.relay.websocket import Terms
+from fal_proxy.relay.websocket import ServerExtension, Terms
 from fal_proxy.reply import Reply
 from fal_proxy.settings import ENV_UPSTREAM, Settings, config_path
 from fal_proxy.settings import Realtime as RealtimeSettings
@@ -49,7 +49,6 @@ from fal_proxy.stores import Store
 from fal_proxy.stores.opening import JournalError, open_store
 from fal_proxy.telemetry import Telemetry
 from fal_proxy.uploads import Uploads
-from fal_proxy.upstream.cdn_bearers import CdnBearers
 from fal_proxy.upstream.credentials import FalKey, FalKeys, fal_keys
 from fal_proxy.upstream.dial import Dialer, Route
 from fal_proxy.upstream.engine import Engine
@@ -104,7 +103,10 @@ class App:
         request = read_request(scope)
         own = scope.get("extensions", {}).get(EXTENSION, {})
         below = request.path[len(self._mount) :] if request.path.startswith(self._mount) else None
-        if below is not None and below[:1] in (b"", b"/"):
+        file = client.FILES.get(below or b"")
+        if file is not None and not asks_first(request):
+            await self._serve(file, request, send)
+        elif below is not None and below[:1] in (b"", b"/"):
             try:
                 await self._gateway.handle(request, receive, send, own.get("on_departure"))
             except asyncio.CancelledError:
@@ -118,11 +120,24 @@ class App:
         else:
             await self._beside(request, send)
 
+    async def _serve(self, file: client.File, request: Request, send: Send) -> None:
+        """Answer with a file that needs no caller: a page's module script comes without credentials."""
+        reply = Reply(send)
+        try:
+            self._gateway.judge_host(request, reply)
+            answer = file.answer(request)
+        except Refusal as refusal:
+            await reply.refuse(refusal)
+            return
+        await send({"type": "http.response.start", "status": answer.status, "headers": answer.headers})
+        await send({"type": "http.response.body", "body": answer.body})
+
     async def _socket(self, scope: Scope, receive: Receive, send: Send) -> None:
         if "websocket.http.response" not in (scope.get("extensions") or {}):
             send = closing_instead(send)
         own = (scope.get("extensions") or {}).get(EXTENSION, {})
-        await self._realtime.handle(read_request(scope), receive, send, own.get("reset"))
+        server = ServerExtension(own.get("break_off"), own.get("on_departure"))
+        await self._realtime.handle(read_request(scope), receive, send, server)
 
     async def _beside(self, request: Request, send: Send) -> None:
         """Answer what lies outside the mount."""
@@ -160,6 +175,11 @@ class App:
                 await self.close()
                 await send({"type": "lifespan.shutdown.complete"})
                 return
+
+
+def asks_first(request: Request) -> bool:
+    """Say whether this looks like a CORS preflight, which the gateway judges, whatever it asks about."""
+    return request.method == "OPTIONS" and any(name == b"access-control-request-method" for name, _ in request.headers)
 
 
 def read_request(scope: Scope) -> Request:
@@ -222,14 +242,24 @@ def create_app(
     keys.listen(key_guard.watch_for)
     route = Route(environ.get(ENV_UPSTREAM))
     signing = signing_secrets(environ, [])
+    inputs, prices = InputRules(settings.inputs), Prices(settings.prices)
+    gate = Gate(
+        store,
+        {name: compile_limits(plan) for name, plan in settings.plans.items()},
+        parse_budget(settings.total_budget),
+        network_factor=settings.identity.anonymous.network_factor,
+        ownership=settings.state.ownership == "strict",
+    )
+    second, realtime = _usd_per_second(settings.realtime), settings.realtime
     gateway = Gateway(
         mount=settings.mount.encode(),
         site=site,
         identities=_identities(settings, site, folder, environ),
         plans={name: compile_plan(name, plan) for name, plan in settings.plans.items()},
-        inputs=InputRules(settings.inputs),
+        inputs=inputs,
         realtime_mode=settings.realtime.mode,
         tickets=Tickets(signing, settings.realtime.token_seconds) if signing else None,
+        direct=Direct(gate, inputs, prices, second, realtime.token_seconds, realtime.wma),
         engine=engine,
         route=route,
         keys=keys,
@@ -237,50 +267,27 @@ def create_app(
         patience=Patience(settings.upstream.head_seconds, settings.upstream.body_idle_seconds),
         max_body_bytes=settings.server.max_body_bytes,
         telemetry=telemetry,
-        prices=Prices(settings.prices),
-        gate=Gate(
-            store,
-            {name: compile_limits(plan) for name, plan in settings.plans.items()},
-            parse_budget(settings.total_budget),
-            network_factor=settings.identity.anonymous.network_factor,
-            ownership=settings.state.ownership == "strict",
-        ),
+        prices=prices,
+        gate=gate,
         settler=Settler(store, engine, route, keys, charge_for, [ACCEPT_PLAIN, CLIENT_PROXY]),
         guard=AddressGuard(),
         trusted_proxies=TrustedProxies(settings.server.trusted_proxies),
         lifecycle=Lifecycle(),
-        uploads=_uploads(settings, site, route, signing),
+        uploads=Uploads.of(settings, site, route, signing),
     )
-    _storage(settings, gateway).open()
+    Storage.of(settings.storage, gateway).open()
     admin = Admin(settings.admin.host, admin_token(environ, []), telemetry.metrics)
     return App(gateway, _realtime(settings.realtime, gateway, dialer), admin, settings.realtime.max_message_bytes)
 
 
 def _realtime(settings: RealtimeSettings, gateway: Gateway, dialer: Dialer) -> Realtime:
     rates = tuple((rate.limit, rate.window_seconds) for rate in parse_rates(settings.messages))
-    price = None if settings.usd_per_second is None else Fraction(repr(settings.usd_per_second))
-    return Realtime(gateway, dialer, Terms(rates, settings.session_seconds, settings.idle_seconds), price)
+    terms = Terms(rates, settings.session_seconds, settings.idle_seconds)
+    return Realtime(gateway, dialer, terms, _usd_per_second(settings))
 
 
-def _uploads(settings: Settings, site: Site, route: Route, signing: Sequence[Secret]) -> Uploads:
-    storage = settings.storage
-    relays = storage.mode == "relay" and bool(signing)
-    return Uploads(
-        storage.mode,
-        settings.mount,
-        site,
-        UploadRules(storage.content_types),
-        route,
-        storage.hosts,
-        storage.max_upload_bytes,
-        Seals(Upload, b"fal-proxy upload", signing) if relays else None,
-        Seals(Bearer, b"fal-proxy storage bearer", signing) if relays else None,
-    )
-
-
-def _storage(settings: Settings, gateway: Gateway) -> Storage:
-    bearers = CdnBearers(gateway.engine, gateway.route, [ACCEPT_PLAIN, CLIENT_PROXY])
-    return Storage(gateway, bearers, settings.storage.mode == "relay", settings.storage.serve_files)
+def _usd_per_second(settings: RealtimeSettings) -> Fraction | None:
+    return None if settings.usd_per_second is None else Fraction(repr(settings.usd_per_second))
 
 
 def _identities(settings: Settings, site: Site, folder: Path, environ: Mapping[str, str]) -> Identities:

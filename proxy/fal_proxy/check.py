@@ -41,7 +41,7 @@ from fal_proxy.upstream.credentials import FalKey, FalKeys, fal_keys, is_sendabl
 from fal_proxy.upstream.dial import Route
 
 _FILE_HOST = re.compile(r"(?:[a-z0-9\-]+\.)+[a-z0-9\-]*[a-z][a-z0-9\-]*")
-_CALLED_WITH_THE_KEY = ("fal.run", "queue.fal.run", "rest.fal.ai", "rest.alpha.fal.ai")
+_CALLED_WITH_THE_KEY = ("fal.run", "queue.fal.run", "rest.fal.ai", "rest.alpha.fal.ai", "wma.fal.run")
 _MOUNT = re.compile(r"(?:/(?!\.\.?(?:/|$))[A-Za-z0-9\-._~]+)+")
 
 
@@ -198,6 +198,19 @@ def _judge_realtime(report: Report) -> None:
     price = realtime.usd_per_second
     if price is not None and not 0 <= price < float("inf"):
         report.error("realtime.usd_per_second", "must be a number, zero or more")
+    handing = [name for name, plan in report.settings.plans.items() if plan.realtime_token]
+    if realtime.mode != "token":
+        for name in handing:
+            report.warn(f"plans.{name}.realtime_token", 'says nothing without realtime.mode = "token"')
+        return
+    for name in handing:
+        report.warn(
+            f"plans.{name}.realtime_token",
+            "what is spent with fal's tokens is not metered: each opens every path of its app's name, of any owner, "
+            "and its sockets outlive it",
+        )
+    if not handing:
+        report.warn("realtime.mode", "no plan has realtime_token, so realtime is closed to everybody")
 
 
 def _judge_storage(report: Report, environ: Mapping[str, str]) -> None:
@@ -293,6 +306,13 @@ def _opens(settings: Settings, name: str) -> str:
     reads = "their own requests" if settings.state.ownership == "strict" else "any request whose id they know"
     limits = [plan.submit or "no rate", f"{plan.concurrent} at a time", plan.budget or "no budget"]
     totals = [f"{text} together" for text in (plan.total_budget, settings.total_budget) if text]
-    sockets = settings.realtime.mode != "off" and plan.realtime_sessions
-    kinds = "run, stream, submit and realtime" if sockets else "run, stream and submit"
-    return f"{kinds} on {', '.join(plan.endpoints)} ({'; '.join(limits + totals)}){uploads}; reads {reads}"
+    kinds, realtime = ["run", "stream", "submit"], settings.realtime
+    if realtime.mode == "relay" and plan.realtime_sessions:
+        kinds.append("realtime")
+    if realtime.mode == "token" and plan.realtime_token:
+        kinds.append("fal tokens")
+    if realtime.wma and plan.realtime_sessions:
+        kinds.append("world models")
+    opens = f"{', '.join(kinds[:-1])} and {kinds[-1]} on {', '.join(plan.endpoints)}"
+    note = '; fal.stream and streamStatus with connectionMode "server" only' if realtime.mode != "token" else ""
+    return f"{opens} ({'; '.join(limits + totals)}){uploads}; reads {reads}{note}"

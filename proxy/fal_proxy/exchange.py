@@ -37,6 +37,7 @@ class Kind(enum.Enum):
     CANCEL = "cancel"
     REALTIME = "realtime"
     TOKEN = "token"
+    WMA = "wma"
     UPLOAD_INITIATE = "upload_initiate"
     UPLOAD_TOKEN = "upload_token"
     UPLOAD_PART = "upload_part"
@@ -60,6 +61,7 @@ _TRAITS = {
     Kind.CANCEL: Traits(paid=False, json_body=False, answer_whole=False, survives_departure=False),
     Kind.REALTIME: Traits(paid=True, json_body=False, answer_whole=False, survives_departure=False),
     Kind.TOKEN: Traits(paid=True, json_body=True, answer_whole=True, survives_departure=True),
+    Kind.WMA: Traits(paid=True, json_body=True, answer_whole=True, survives_departure=True),
     Kind.UPLOAD_INITIATE: Traits(paid=False, json_body=True, answer_whole=True, survives_departure=True),
     Kind.UPLOAD_TOKEN: Traits(paid=False, json_body=True, answer_whole=True, survives_departure=False),
     Kind.UPLOAD_PART: Traits(paid=False, json_body=False, answer_whole=True, survives_departure=False),

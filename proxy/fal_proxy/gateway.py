@@ -21,10 +21,12 @@ from fal_proxy import headers as fields
 from fal_proxy._version import __version__
 from fal_proxy.address_guard import AddressGuard
 from fal_proxy.admission.accounts import Account
-from fal_proxy.admission.gate import Gate
+from fal_proxy.admission.gate import Gate, Grant
+from fal_proxy.admission.leases import Lease, LeaseAccount
 from fal_proxy.admission.settler import Settler
+from fal_proxy.direct import KINDS, Direct
 from fal_proxy.errors import ClientGone, Refusal
-from fal_proxy.exchange import Caller, Ending, Kind, Request, Target
+from fal_proxy.exchange import Addressed, Caller, Ending, Exchange, Kind, Request, Target
 from fal_proxy.identity import Identities
 from fal_proxy.identity.network import TrustedProxies
 from fal_proxy.identity.ticket import Tickets
@@ -36,17 +38,19 @@ from fal_proxy.policy.origin import Site, judge_cross_site
 from fal_proxy.policy.plans import CompiledPlan, closed_plan, permit
 from fal_proxy.policy.pricing import Prices, charge_for, reservation_microusd
 from fal_proxy.policy.target import resolve
+from fal_proxy.relay.answering import Reset
 from fal_proxy.relay.guard import KeyGuard
-from fal_proxy.relay.http import Outgoing, Patience, Reset, relay
+from fal_proxy.relay.http import Outgoing, Patience, relay
 from fal_proxy.relay.inbound import Inbound, OnDeparture, Receive, Send
 from fal_proxy.reply import Reply
 from fal_proxy.telemetry import Telemetry
 from fal_proxy.uploads import RewrittenAnswer, Uploads
 from fal_proxy.upstream.dial import Route
 from fal_proxy.upstream.engine import Engine
-from fal_proxy.upstream.keys import KeyPool
+from fal_proxy.upstream.keys import Key, KeyPool
 
 CLIENT_PROXY = (b"x-fal-client-proxy", f"fal-proxy/{__version__}".encode())
+_NAMES_URLS = frozenset([Kind.SUBMIT, Kind.STATUS, Kind.STATUS_STREAM])  # whose answers hold URLs that clients follow
 ACCEPT_PLAIN = (b"accept-encoding", b"identity")
 
 _log = logging.getLogger("fal_proxy")
@@ -78,6 +82,7 @@ class Gateway:
     inputs: InputRules
     realtime_mode: str
     tickets: Tickets | None
+    direct: Direct
     engine: Engine
     route: Route
     keys: KeyPool
@@ -153,24 +158,26 @@ class Gateway:
         target = resolve(addressed.raw, request.method, plan.methods)
         exchange.kind, exchange.endpoint_id = target.kind, target.endpoint_id
         judge_cross_site(caller, request, origin_accepted=accepted, header_form=addressed.header_form)
-        permit(target, plan, storage_mode=self.uploads.mode, realtime_mode=self.realtime_mode)
-        if target.kind is Kind.TOKEN:
+        realtime_mode, wma = self.realtime_mode, self.direct.wma
+        permit(target, plan, storage_mode=self.uploads.mode, realtime_mode=realtime_mode, wma=wma)
+        if target.kind is Kind.TOKEN and realtime_mode == "relay":
             inbound = Inbound(receive, tokens.MAX_BYTES, announced, on_departure)
             await self._answer_ticket(request, target, caller, inbound, reply)
             return
+        inbound = Inbound(receive, self.max_body_bytes, announced, on_departure)
         if target.kind is Kind.UPLOAD_TOKEN:
-            inbound = Inbound(receive, self.max_body_bytes, announced, on_departure)
             await self.uploads.answer_token(request, caller, inbound, reply)
             return
-        outgoing = self._prepare(request, target, plan, announced)
-        inbound = Inbound(receive, self.max_body_bytes, announced, on_departure)
-        outgoing, amount, price = await self._judge_input(request, target, plan.name, inbound, outgoing)
+        outgoing = self._prepare(request, target, plan, announced, addressed)
+        judged = await self._judge_body(request, target, caller, plan, inbound, outgoing)
+        target, outgoing, amount, price, lease = judged
+        exchange.endpoint_id = target.endpoint_id  # a session's is in its body
         key = None if target.request_id else self.keys.choose()  # a job has a key already
-        grant = await self.gate.admit(caller, plan.name, target, amount, price)
+        grant = await self.gate.admit(caller, plan.name, target, amount, price, lease)
         reply.limits = grant.headers
         key = key or self.keys.of_job(grant.record.key_id if grant.record else "")
         outgoing = outgoing.signed(key)
-        account = Account(self.gate.store, grant, exchange, caller, target, charge_for, key.id)
+        account = self._account(grant, lease, exchange, caller, target, key)
         self.settler.opened(grant.entry_id)
         down, guard = reply.head, self.key_guard
         if (rewrite := self.uploads.rewriting(outgoing, caller, request)) is not None:
@@ -235,6 +242,29 @@ class Gateway:
         answer: object = {"token": ticket} if target.path.endswith(b"/realtime") else ticket
         await reply.own(201, msgspec.json.encode(answer))
 
+    async def _judge_body(
+        self,
+        request: Request,
+        target: Target,
+        caller: Caller,
+        plan: CompiledPlan,
+        inbound: Inbound,
+        outgoing: Outgoing,
+    ) -> tuple[Target, Outgoing, int, str, Lease | None]:
+        """Return what the body says the target is, the request to send, what to reserve, at which price, and a lease."""
+        if target.kind not in KINDS:
+            return target, *await self._judge_input(request, target, plan.name, inbound, outgoing), None
+        target, body, amount, price, lease = await self.direct.judge(target, caller, plan, inbound)
+        return target, outgoing.rebuilt(body), amount, price, lease
+
+    def _account(
+        self, grant: Grant, lease: Lease | None, exchange: Exchange, caller: Caller, target: Target, key: Key
+    ) -> Account | LeaseAccount:
+        store = self.gate.store
+        if lease is None:
+            return Account(store, grant, exchange, caller, target, charge_for, key.id)
+        return LeaseAccount(store, grant, lease, exchange, caller, charge_for, key.id, self.settler.hold)
+
     async def _judge_input(
         self, request: Request, target: Target, plan: str, inbound: Inbound, outgoing: Outgoing
     ) -> tuple[Outgoing, int, str]:
@@ -259,7 +289,9 @@ class Gateway:
             return outgoing, 0, ""
         return outgoing, reservation_microusd(price, given), str(price.usd)
 
-    def _prepare(self, request: Request, target: Target, plan: CompiledPlan, announced: int | None) -> Outgoing:
+    def _prepare(
+        self, request: Request, target: Target, plan: CompiledPlan, announced: int | None, addressed: Addressed
+    ) -> Outgoing:
         """Build the upstream request: the caller's fields by allow-list, ours after them; the key is still missing."""
         if announced is not None and announced > self.max_body_bytes and target.kind.traits.json_body:
             raise Refusal("body_too_large", f"the body exceeds {self.max_body_bytes} bytes (server.max_body_bytes)")
@@ -267,7 +299,10 @@ class Gateway:
         origin, path_and_query = self.route.to(target.host, target.path_and_query)
         passed = fields.to_upstream(request.headers, optional=plan.allow_headers)
         passed += [ACCEPT_PLAIN, CLIENT_PROXY]
-        return Outgoing(request.method.encode("ascii"), origin, path_and_query, passed, target, announced)
+        method, base = request.method.encode("ascii"), None
+        if target.kind in _NAMES_URLS and not addressed.header_form:
+            base = self.site.base(request).encode("latin-1") + self.mount + b"/queue.fal.run/"
+        return Outgoing(method, origin, path_and_query, passed, target, announced, queue_base=base)
 
 
 def draining() -> Refusal:

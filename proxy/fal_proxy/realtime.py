@@ -11,24 +11,25 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 
 from fal_proxy import headers as fields
 from fal_proxy.admission.accounts import Account
-from fal_proxy.errors import Refusal, UpstreamError, close_code
+from fal_proxy.errors import ClientGone, Refusal, UpstreamError, UpstreamInvalid, close_code
 from fal_proxy.exchange import Caller, Ending, Exchange, Kind, Request, Target
 from fal_proxy.gateway import CLIENT_PROXY, Gateway, draining
+from fal_proxy.headers import Headers
 from fal_proxy.identity.ticket import Ticket
 from fal_proxy.policy.arrival import address
 from fal_proxy.policy.origin import judge_cross_site
 from fal_proxy.policy.plans import closed_plan, permit
 from fal_proxy.policy.pricing import charge_for, per_seconds_microusd
 from fal_proxy.policy.target import resolve_socket
+from fal_proxy.relay import websocket as sessions
 from fal_proxy.relay.http import refusal_for
 from fal_proxy.relay.inbound import Message, Receive, Send
-from fal_proxy.relay.websocket import LEASE_SECONDS, CallerSocket, Terms, relay_socket, shortened
+from fal_proxy.relay.websocket import CallerSocket, ServerExtension, Terms, relay_socket, shortened
 from fal_proxy.reply import Reply
 from fal_proxy.upstream.dial import Dialer
 from fal_proxy.upstream.keys import Key
@@ -48,8 +49,8 @@ class Realtime:
     terms: Terms
     usd_per_second: Fraction | None
 
-    async def handle(self, request: Request, receive: Receive, send: Send, reset: Callable[[], None] | None) -> None:
-        """Serve one WebSocket below the mount; `reset` cuts the caller's connection, where the server can."""
+    async def handle(self, request: Request, receive: Receive, send: Send, server: ServerExtension) -> None:
+        """Serve one WebSocket below the mount."""
         gateway = self.gateway
         exchange = gateway.telemetry.begin()
         reply = Reply(_before_handshake(send), exchange)
@@ -78,13 +79,15 @@ class Realtime:
             account = Account(gateway.gate.store, grant, exchange, caller, target, charge_for, key.id)
             gateway.settler.opened(grant.entry_id)
             try:
-                await self._serve(request, target, caller, ticket, key, amount, receive, send, reply, reset)
+                await self._serve(request, target, caller, ticket, key, amount, receive, send, reply, server)
             finally:
                 await account.close()
                 gateway.settler.closed(grant.entry_id)
         except Refusal as refusal:
             exchange.refused(refusal)
             await reply.refuse(refusal)
+        except ClientGone:
+            exchange.ending = Ending.CLIENT_GONE
         except asyncio.CancelledError:
             exchange.ending = Ending.CUT
             raise
@@ -136,7 +139,7 @@ class Realtime:
             raise Refusal(
                 "endpoint_denied", "realtime has no price here, and budgets need one (realtime.usd_per_second)"
             )
-        return per_seconds_microusd(self.usd_per_second, LEASE_SECONDS)
+        return per_seconds_microusd(self.usd_per_second, sessions.LEASE_SECONDS)
 
     async def _serve(
         self,
@@ -149,50 +152,83 @@ class Realtime:
         receive: Receive,
         send: Send,
         reply: Reply,
-        reset: Callable[[], None] | None,
+        server: ServerExtension,
     ) -> None:
         """Dial, switch protocols on both sides, and carry the session."""
         gateway, exchange = self.gateway, reply.exchange
-        upstream = await self._dial(request, target, key, exchange, reply)
-        if upstream is None:
-            return
+        gone, stopped = asyncio.Event(), asyncio.Event()
+        if server.on_departure is not None:
+            server.on_departure(gone.set)
+        resume = gateway.lifecycle.on_draining(stopped.set)
+        upstream: Socket | None = None
         try:
+            upstream = await self._dial(request, target, key, exchange, reply, gone, stopped)
+            if upstream is None:
+                return
+            self._judge_fields(upstream.headers)
             if ticket and not await gateway.gate.spend(ticket.id, self._remembered_seconds):
+                exchange.written = False  # for the account: who is refused by us pays nothing
                 raise _spent()
-            gateway.key_guard.judge_fields(upstream.headers)
             exchange.status = SWITCHED
             exchange.cost_microusd = amount or None
-            await send({"type": "websocket.accept", "headers": fields.to_handshake(upstream.headers)})
-            stopped = asyncio.Event()
-            resume = gateway.lifecycle.on_draining(stopped.set)
+            try:
+                await send({"type": "websocket.accept", "headers": fields.to_handshake(upstream.headers)})
+            except OSError as error:  # what ASGI servers raise once the caller has left
+                raise ClientGone from error
 
             async def lease() -> None:
                 await gateway.gate.lease(caller, caller.plan, amount)
                 if amount:
                     exchange.cost_microusd = (exchange.cost_microusd or 0) + amount
 
-            end = CallerSocket(receive, send, reset, closes_without_code=reset is not None)
-            try:
-                await relay_socket(end, upstream, self.terms, exchange, gateway.key_guard, lease, stopped)
-            finally:
-                resume()
+            end = CallerSocket(receive, send, server.break_off, gone)
+            await relay_socket(end, upstream, self.terms, exchange, gateway.key_guard, lease, stopped)
         except BaseException:
-            upstream.abort()
+            if upstream is not None:
+                upstream.abort()
             raise
+        finally:
+            resume()
 
     async def _dial(
-        self, request: Request, target: Target, key: Key, exchange: Exchange, reply: Reply
+        self,
+        request: Request,
+        target: Target,
+        key: Key,
+        exchange: Exchange,
+        reply: Reply,
+        gone: asyncio.Event,
+        stopped: asyncio.Event,
     ) -> Socket | None:
-        """Return fal's end of the session, None when fal has answered otherwise, which then went down as it came."""
+        """Return fal's end of the session, None when fal has answered otherwise, which then went down as it came.
+
+        Raises ClientGone for a caller who does not wait for it.
+        """
         gateway = self.gateway
         origin, path_and_query = gateway.route.to(target.host, target.path_and_query)
         passed = [*fields.to_upstream_socket(request.headers), CLIENT_PROXY, key.field]
+
+        def note_written() -> None:
+            exchange.written = True
+
+        dialling = asyncio.create_task(open_socket(self.dialer, origin, path_and_query, passed, note_written))
+        waits = [asyncio.create_task(event.wait()) for event in (gone, stopped)]
         try:
-            found = await open_socket(self.dialer, origin, path_and_query, passed)
+            await asyncio.wait([dialling, *waits], return_when=asyncio.FIRST_COMPLETED)
+            if gone.is_set():
+                raise ClientGone
+            if stopped.is_set():
+                exchange.written = False  # as above
+                raise draining()
+            found = dialling.result()
         except UpstreamError as error:
-            exchange.written = error.written
             raise refusal_for(error, Kind.REALTIME.traits) from error
-        exchange.written = True
+        except BaseException:
+            dialling.add_done_callback(_abort)
+            raise
+        finally:
+            for task in (dialling, *waits):
+                task.cancel()
         exchange.first_byte_seconds = exchange.elapsed_seconds
         if isinstance(found, Socket):
             exchange.upstream_status = SWITCHED
@@ -205,21 +241,32 @@ class Realtime:
 
     async def _answer(self, denied: Denied, reply: Reply) -> None:
         status, headers, body = denied
+        self._judge_fields(headers, body)
         if not 400 <= status < 600:
-            raise Refusal("upstream_invalid", f"fal answered the handshake with {status}")
-        try:
-            self.gateway.key_guard.judge_fields(headers)
-            self.gateway.key_guard.judge(body)
-        except UpstreamError as error:
-            raise refusal_for(error, Kind.REALTIME.traits) from error
+            error = UpstreamInvalid(f"fal answered the handshake with {status}", written=True)
+            raise refusal_for(error, Kind.REALTIME.traits)
         kept = [pair for pair in headers if pair[0] not in (b"content-length", b"connection")]
         await reply.head(status, [*kept, (b"content-length", b"%d" % len(body))])
         reply.exchange.bytes_down = len(body)
         await reply.send({"type": "http.response.body", "body": body})
 
+    def _judge_fields(self, headers: Headers, body: bytes = b"") -> None:
+        """Raise Refusal when fal's answer to the handshake holds a key of ours."""
+        try:
+            self.gateway.key_guard.judge_fields(headers)
+            self.gateway.key_guard.judge(body)
+        except UpstreamError as error:
+            raise refusal_for(error, Kind.REALTIME.traits) from error
+
     @property
     def _remembered_seconds(self) -> int:
         return self.gateway.tickets.seconds if self.gateway.tickets else 0
+
+
+def _abort(dialling: asyncio.Task[Socket | Denied]) -> None:
+    """Let go of a socket that came to be when nobody waited for it any more."""
+    if not dialling.cancelled() and dialling.exception() is None and isinstance(socket := dialling.result(), Socket):
+        socket.abort()
 
 
 def _spent() -> Refusal:

@@ -153,6 +153,7 @@ class Plan(_Section, frozen=True):
     upload: Annotated[str, says("rates of upload initiations")] = "60/hour"
     concurrent: Annotated[int, says("runs, streams and jobs at a time")] = 4
     realtime_sessions: Annotated[int, says("realtime sockets at a time; opening one counts as a submit")] = 1
+    realtime_token: Annotated[bool, says("with `realtime.mode` token: these callers get fal's tokens")] = False
     budget: Annotated[str, says("what one caller may spend, in USD: `1.00/day`; hour, day, week, month, total")] = ""
     total_budget: Annotated[str, says("what all callers of the plan may spend together")] = ""
 
@@ -199,10 +200,14 @@ class Storage(_Section, frozen=True):
 class Realtime(_Section, frozen=True):
     """`[realtime]`: sockets through the proxy."""
 
-    mode: Annotated[Literal["relay", "off"], says("`relay`: through the proxy, metered; `off`")] = "relay"
-    token_seconds: Annotated[int, says("how long a ticket may be used to open a socket")] = 120
+    mode: Annotated[
+        Literal["relay", "token", "off"],
+        says("`relay`: through the proxy, metered; `token`: past it, with fal's tokens, unmetered; `off`"),
+    ] = "relay"
+    token_seconds: Annotated[int, says("how long a ticket, or a fal token, may be used to open a socket")] = 120
     usd_per_second: Annotated[
-        float | None, says("price of an open socket, charged by the minute; without it budgets close realtime")
+        float | None,
+        says("price of an open socket, a token's life and a world model; without it budgets close them"),
     ] = None
     max_message_bytes: Annotated[int, says("largest message of a caller")] = MIB
     messages: Annotated[str, says("rate of one socket's messages; beyond it the socket is closed with 4429")] = (
@@ -210,6 +215,9 @@ class Realtime(_Section, frozen=True):
     )
     session_seconds: Annotated[float, says("longest life of a socket")] = 3600
     idle_seconds: Annotated[float, says("longest silence of both sides")] = 300
+    wma: Annotated[bool, says("world models: sessions on `wma.fal.run`, paid by the second, media past the proxy")] = (
+        False
+    )
 
 
 class State(_Section, frozen=True):

@@ -31,6 +31,7 @@ from fal_proxy.policy.target import resolve_file
 from fal_proxy.policy.uploads import SNIFFED_BYTES, UNTYPED, essence, harmless_name, judge_first_bytes
 from fal_proxy.relay.http import Outgoing, refusal_for, relay
 from fal_proxy.relay.inbound import Inbound
+from fal_proxy.settings import Storage as StorageSettings
 from fal_proxy.uploads import UPLOADS, Rewrite, RewrittenAnswer
 from fal_proxy.upstream.cdn_bearers import CdnBearers
 from fal_proxy.upstream.keys import Key
@@ -77,6 +78,12 @@ class Storage:
     relays: bool
     serve_files: bool
     uploaded: Uploaded = field(default_factory=Uploaded)
+
+    @classmethod
+    def of(cls, settings: StorageSettings, gateway: Gateway) -> Storage:
+        """Return what the settings say; `open` it."""
+        bearers = CdnBearers(gateway.engine, gateway.route, [ACCEPT_PLAIN, CLIENT_PROXY])
+        return cls(gateway, bearers, settings.mode == "relay", settings.serve_files)
 
     def open(self) -> None:
         """Let the gateway lead here what is ours."""

@@ -7,12 +7,13 @@ bearer stays here altogether. What comes with a capability is `storage`'s to jud
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
 import msgspec
 
+from fal_proxy.environment import Secret
 from fal_proxy.errors import Refusal
 from fal_proxy.exchange import Caller, Kind, Request, Target
 from fal_proxy.headers import Headers
@@ -22,6 +23,7 @@ from fal_proxy.policy.uploads import MAX_INITIATE_BYTES, UNTYPED, UploadRules
 from fal_proxy.relay.http import Outgoing
 from fal_proxy.relay.inbound import Inbound, Message
 from fal_proxy.reply import Reply
+from fal_proxy.settings import Settings
 from fal_proxy.upstream.dial import Route
 
 UPLOADS = b"uploads"  # the segment below the mount
@@ -46,6 +48,23 @@ class Uploads:
     seals: Seals[Upload] | None = None
     bearers: Seals[Bearer] | None = None
 
+    @classmethod
+    def of(cls, settings: Settings, site: Site, route: Route, signing: Sequence[Secret]) -> Uploads:
+        """Return what the settings say; without signing secrets nothing is relayed."""
+        storage = settings.storage
+        relays = storage.mode == "relay" and bool(signing)
+        return cls(
+            storage.mode,
+            settings.mount,
+            site,
+            UploadRules(storage.content_types),
+            route,
+            storage.hosts,
+            storage.max_upload_bytes,
+            Seals(Upload, b"fal-proxy upload", signing) if relays else None,
+            Seals(Bearer, b"fal-proxy storage bearer", signing) if relays else None,
+        )
+
     async def judge(self, target: Target, inbound: Inbound, outgoing: Outgoing) -> Outgoing:
         """Return the request that starts an upload as it is to be sent. Raises Refusal: input_denied, body_too_large."""
         if target.path == _PASSED:
@@ -61,7 +80,7 @@ class Uploads:
         if seals is None or target.kind is not Kind.UPLOAD_INITIATE or target.path == _PASSED:
             return None
         content_type = msgspec.json.decode(outgoing.judged or b"").get("content_type", UNTYPED)
-        base = f"{self.site.address(request)}{self.mount}/{UPLOADS.decode()}/"
+        base = f"{self.site.base(request)}{self.mount}/{UPLOADS.decode()}/"
 
         def rewrite(status: int, body: bytes) -> bytes:
             if not 200 <= status < 300:
@@ -111,7 +130,7 @@ class Uploads:
                 upload_id=upload_id,
                 key_id=key_id,
             )
-            here = f"{self.site.address(request)}{self.mount}/{host}{path}"
+            here = f"{self.site.base(request)}{self.mount}/{host}{path}"
             return msgspec.json.encode(answer | {"access_url": here, "uploadId": seals.seal(upload)})
 
         return rewrite
@@ -126,7 +145,7 @@ class Uploads:
         answer = {
             "token": self.bearers.seal(bearer),
             "token_type": "Bearer",
-            "base_url": f"{self.site.address(request)}{self.mount}/{host}",
+            "base_url": f"{self.site.base(request)}{self.mount}/{host}",
             # Whole seconds and an offset: fromisoformat of Python before 3.11 reads nothing else.
             "expires_at": datetime.fromtimestamp(int(bearer.ends), UTC).isoformat(),
         }

@@ -17,8 +17,11 @@ from support.node import Node, Run
 from support.proxied import FAL_KEY, FAL_KEY_ID, FAL_KEY_SECRET, Proxy, proxied
 
 FILE_HOST = "v3b.fal.media"
+OLD_FILE_HOST = "storage.googleapis.com"  # where fal lets those upload who name no storage type
 # What a caller says to us, and what a proxy might add by habit.
 _NEVER_UP = ("cookie", "x-fal-target-url", "origin", "x-forwarded-for", "forwarded", "via")
+_HANDSHAKE = {"host", "upgrade", "connection", "sec-websocket-key", "sec-websocket-version"}
+_TICKET = b"fal_jwt_token"
 
 
 @dataclass(frozen=True)
@@ -55,8 +58,16 @@ class Stage:
 
     def started(self, file: str, scenario: str, **params: Any) -> AbstractAsyncContextManager[Run]:
         """Start a scenario whose test has something to do meanwhile."""
-        given = {"url": self.proxy.url, "credentials": self.credentials, **params}
+        sockets = self.proxy.url.replace("http://", "ws://")
+        given = {"url": self.proxy.url, "sockets": sockets, "credentials": self.credentials, **params}
         return self.node.started("harness.mjs", file, scenario, environ={"SCENARIO": json.dumps(given)})
+
+    @property
+    def handshakes(self) -> list[Entry]:
+        """What reached fal of WebSockets, in order; a token is never asked of fal."""
+        entries = list(self.emulated.app.journal)
+        assert all(entry.header("upgrade") == "websocket" for entry in entries), entries
+        return entries
 
     def clean(self, result: Any) -> Any:
         """Return a scenario's result after making sure that the key is not in it."""
@@ -106,12 +117,18 @@ def judge(journal: Iterable[Entry], user_key: str) -> None:
     """Assert what holds for every request: fal sees our key and nothing of the caller, file hosts see no key."""
     for entry in journal:
         keys = [value.decode() for name, value in entry.headers if name == b"authorization"]
-        if entry.host == FILE_HOST:
+        if entry.host in (FILE_HOST, OLD_FILE_HOST):
             assert keys == [], f"{entry}: a key reached the file host"
             continue
         assert keys == [f"Key {FAL_KEY.reveal()}"], f"{entry}: not exactly our key"
         for name in _NEVER_UP:
             assert entry.header(name) is None, f"{entry}: {name} reached fal"
         assert not any(user_key.encode() in value for _, value in entry.headers), f"{entry}: the user key reached fal"
-        assert entry.header("accept-encoding") == "identity"
         assert (entry.header("x-fal-client-proxy") or "").startswith("fal-proxy/")
+        if entry.header("upgrade") is None:
+            assert entry.header("accept-encoding") == "identity"
+            continue
+        own = {*_HANDSHAKE, "user-agent", "x-fal-client-proxy", "authorization"}
+        assert {name.decode() for name, _ in entry.headers} - own == set(), f"{entry}: more than a handshake needs"
+        assert len(entry.headers) == len({name for name, _ in entry.headers})
+        assert _TICKET not in entry.target, f"{entry}: our ticket reached fal"

@@ -142,6 +142,7 @@ async def test_every_key_ends_by_itself_but_those_that_must_not(shared: Bench, r
     await shared.submit(0, "me")
     await shared.submit(1, "me", "my network-1")
     await shared.store.completed("request-0")
+    await shared.store.extend("a token", 120)
     await shared.store.settle("entry-0", Outcome.BILLED, 5)
     await shared.admit(owns=Owns("request-1", "fal-ai/flux", frozenset({"me"}), False), entry_id="")
     shared.now += 100
@@ -149,7 +150,8 @@ async def test_every_key_ends_by_itself_but_those_that_must_not(shared: Bench, r
     await shared.store.renew(["entry-2"])
     names = [line for line in redis.command("KEYS", "*").decode().split("\r\n") if line.startswith("fal-proxy:")]
     kinds = {name.split(":")[1] for name in names}
-    assert kinds == {"epoch", "now", "rate", "slots", "purse", "entry", "record", "owner", "records", "leases", "asks"}
+    paid = {"slots", "purse", "entry", "leases", "cover"}
+    assert kinds == {"epoch", "now", "rate", "record", "owner", "records", "asks"} | paid
     lasting = {name for name in names if redis.number("TTL", name) < 0}
     assert lasting == {"fal-proxy:epoch", "fal-proxy:now", "fal-proxy:purse:total:total:caller"}
     longest = max(redis.number("TTL", name) for name in names if ":purse:" not in name)

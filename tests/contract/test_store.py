@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import NamedTuple
 
 import pytest
@@ -214,6 +215,41 @@ async def test_free_request_fits_an_exactly_exhausted_budget(bench: Bench) -> No
     assert await bench.denied(budgets=(BUDGET,), amount=0, entry_id="free") is None
     await bench.store.settle("free", Outcome.RELEASED)
     assert (await bench.usage(BUDGET))[0][:2] == (0, 100)
+
+
+class Extended(NamedTuple):
+    """A second extension of what was covered for 120 seconds, some time later."""
+
+    reason: str
+    later: float
+    seconds: float
+    found: float  # covered already
+    left: float  # covered afterwards
+
+
+EXTENDED = [
+    Extended("at once: nothing new", 0, 120, 120, 120),
+    Extended("a refresh at 90 % pays for what it adds", 108, 120, 12, 120),
+    Extended("a shorter one changes nothing", 30, 60, 90, 90),
+    Extended("a longer one adds the difference", 30, 300, 90, 300),
+    Extended("a question extends nothing", 30, 0, 90, 90),
+    Extended("the last moment is not covered any more", 120, 0, 0, 0),
+    Extended("over: it begins anew", 500, 120, 0, 120),
+]
+
+
+@pytest.mark.parametrize("case", EXTENDED, ids=[case.reason for case in EXTENDED])
+async def test_extension_says_what_was_covered_already(case: Extended, bench: Bench) -> None:
+    assert await bench.store.extend("token", 120) == 0
+    bench.now += case.later
+    assert await bench.store.extend("token", case.seconds) == case.found
+    assert await bench.store.extend("token", 0) == case.left
+    assert await bench.store.extend("another", 0) == 0
+
+
+async def test_of_many_that_extend_at_once_one_pays(bench: Bench) -> None:
+    found = await asyncio.gather(*(bench.store.extend("token", 60) for _ in range(20)))
+    assert sorted(found) == [0.0] + [60.0] * 19
 
 
 async def test_standing_equals_what_the_admissions_left(bench: Bench) -> None:

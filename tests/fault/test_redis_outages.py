@@ -78,6 +78,7 @@ async def everything(store: RedisStore, suffix: str) -> list[Any]:
     record = Record(f"request-{suffix}", ("app",), ("me",), f"entry-{suffix}", "", "/", "key")
     calls: list[Awaitable[Any]] = [store.admit(asking(f"{suffix}-{number}")) for number in range(50)]
     calls += [store.find("request"), store.due(1), store.standing(Question()), store.renew(["x"]), store.ping()]
+    calls += [store.extend("name", 60)]
     return await asyncio.gather(*(timed(call) for call in [*calls, store.submitted(record)]))
 
 

@@ -20,16 +20,18 @@ from statistics import median
 from soak.sse import Tally
 from support.observed import Observed, Sight, observed, raise_descriptor_limit
 
-LOADS = {"sse": "soak.sse"}
-LOOK_SECONDS = 2.0
+LOADS = {"sse": "soak.sse", "sockets": "soak.sockets"}
+LOOK_SECONDS = 5.0  # each takes the proxy a few tenths of a second: it collects garbage first
+LOOKS = 10  # of a short run
 WINDOW_SECONDS = 60.0
 GROWTH_PERCENT = 2.0
 Looks = list[tuple[float, Sight, Tally]]
 
 
 @contextlib.asynccontextmanager
-async def _process(module: str, *arguments: str) -> AsyncIterator[asyncio.subprocess.Process]:
-    process = await asyncio.create_subprocess_exec(
+async def process(module: str, *arguments: str) -> AsyncIterator[asyncio.subprocess.Process]:
+    """Run a module until the block ends; its stdout is a pipe."""
+    made = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
         module,
@@ -38,23 +40,23 @@ async def _process(module: str, *arguments: str) -> AsyncIterator[asyncio.subpro
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
     )
     try:
-        yield process
+        yield made
     finally:
-        if process.returncode is None:
-            process.terminate()
-        await process.wait()
+        if made.returncode is None:
+            made.terminate()
+        await made.wait()
 
 
 async def soak(load: str, streams: int, minutes: float, churn: int, most_growth: float) -> bool:
     """Run one load and print what it came to; return whether memory stood still and no stream was harmed."""
     async with contextlib.AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        upstream = await stack.enter_async_context(_process(LOADS[load], "upstream"))
+        upstream = await stack.enter_async_context(process(LOADS[load], "upstream"))
         assert upstream.stdout is not None
         proxy = await stack.enter_async_context(observed(int(await upstream.stdout.readline()), folder))
         empty = await proxy.look()
         callers = await stack.enter_async_context(
-            _process(LOADS[load], "callers", str(proxy.port), str(streams), str(churn))
+            process(LOADS[load], "callers", str(proxy.port), str(streams), str(churn))
         )
         looks = await _watch(proxy, callers, streams, churn, minutes * 60)
     return _tell(load, empty, looks) < most_growth and looks[-1][2].faults == 0
@@ -71,7 +73,7 @@ async def _watch(
     assert callers.stdout is not None
     while line := await callers.stdout.readline():
         tally = Tally(*json.loads(line))
-        if tally.open < streams or loop.time() - looked < LOOK_SECONDS:
+        if tally.open < streams or loop.time() - looked < min(LOOK_SECONDS, seconds / LOOKS):
             continue
         looked, sight = loop.time(), await proxy.look()
         if began is None and sight.in_progress >= streams - 2 * churn:
@@ -87,9 +89,11 @@ def _tell(load: str, empty: Sight, looks: Looks) -> float:
     """Print what came of it; return how much the memory grew, in percent."""
     seconds, _, tally = looks[-1]
     window = min(WINDOW_SECONDS, seconds / 3)
-    first = median(sight.resident_kib for at, sight, _ in looks if at <= window)
-    last = median(sight.resident_kib for at, sight, _ in looks if at >= seconds - window)
+    begin = [sight for at, sight, _ in looks if at <= window]
+    end = [sight for at, sight, _ in looks if at >= seconds - window]
+    first, last = (median(sight.resident_kib for sight in sights) for sights in (begin, end))
     growth = 100 * (last - first) / first
+    live = [median(sight.blocks / sight.in_progress for sight in sights) for sights in (begin, end)]
     each = (first - empty.resident_kib) / tally.open
     heard = (tally.events - looks[0][2].events) / seconds
     delays = sorted(tally.slowest_ms for _, _, tally in looks)
@@ -101,6 +105,7 @@ def _tell(load: str, empty: Sight, looks: Looks) -> float:
     print(
         f"  first {window:.0f} s: {first / 1024:.1f} MiB, last {window:.0f} s: {last / 1024:.1f} MiB: {growth:+.2f} %"
     )
+    print(f"  blocks of memory in use, a stream: {live[0]:.1f} first, {live[1]:.1f} last")
     print(f"  sockets: {sockets[0]} to {sockets[-1]}; tasks: {looks[0][1].tasks} first, {looks[-1][1].tasks} last")
     return growth
 

@@ -11,7 +11,8 @@ import json
 import socket
 import sys
 import time
-from typing import NamedTuple, cast
+from collections.abc import Callable
+from typing import NamedTuple, Protocol, cast
 
 import httptools
 import uvloop
@@ -115,12 +116,22 @@ class Hearer(asyncio.Protocol):
         self._callers.lost(self)
 
 
-class Callers:
-    """All callers of one process."""
+class Caller(Protocol):
+    """One caller's connection."""
 
-    def __init__(self, port: int) -> None:
+    leaving: bool
+
+    def leave(self) -> None:
+        """Go, and set `leaving`."""
+
+
+class Callers:
+    """All callers of one process; `make` makes the protocol of one."""
+
+    def __init__(self, port: int, make: Callable[[Callers], Caller]) -> None:
         self._port = port
-        self._open: dict[Hearer, None] = {}
+        self._make = make
+        self._open: dict[Caller, None] = {}
         self.opened = 0
         self.events = 0
         self.faults = 0
@@ -131,20 +142,30 @@ class Callers:
         while True:
             began = asyncio.get_running_loop().time()
             if len(self._open) == count:
-                for hearer in list(self._open)[:churn]:
-                    hearer.leave()
-                    del self._open[hearer]
-            for _ in range(min(OPENED_A_SECOND, count - len(self._open))):
-                await self._dial()
+                for caller in list(self._open)[:churn]:
+                    caller.leave()
+                    del self._open[caller]
+            await self.open(min(count, len(self._open) + OPENED_A_SECOND))
             slowest, self.slowest_ns = self.slowest_ns / 1e6, 0
             sys.stdout.write(json.dumps(Tally(len(self._open), self.opened, self.events, self.faults, slowest)) + "\n")
             sys.stdout.flush()
             await asyncio.sleep(max(0.0, began + 1 - asyncio.get_running_loop().time()))
 
-    def lost(self, hearer: Hearer) -> None:
+    async def open(self, count: int) -> None:
+        """Open connections until there are `count`."""
+        while len(self._open) < count:
+            await self._dial()
+
+    def leave(self) -> None:
+        """Let everybody go."""
+        for caller in self._open:
+            caller.leave()
+        self._open.clear()
+
+    def lost(self, caller: Caller) -> None:
         """Learn that a connection ended."""
-        if not hearer.leaving:
-            self._open.pop(hearer, None)
+        if not caller.leaving:
+            self._open.pop(caller, None)
             self.fault("a stream was cut")
 
     def fault(self, text: str) -> None:
@@ -153,8 +174,9 @@ class Callers:
         sys.stderr.write(text + "\n")
 
     async def _dial(self) -> None:
-        _, hearer = await asyncio.get_running_loop().create_connection(lambda: Hearer(self), "127.0.0.1", self._port)
-        self._open[hearer] = None
+        make = cast("Callable[[], asyncio.Protocol]", lambda: self._make(self))
+        _, made = await asyncio.get_running_loop().create_connection(make, "127.0.0.1", self._port)
+        self._open[cast("Caller", made)] = None
         self.opened += 1
 
 
@@ -173,4 +195,4 @@ if __name__ == "__main__":
         uvloop.run(speak())
     else:
         port, count, churn = map(int, sys.argv[2:])
-        uvloop.run(Callers(port).keep(count, churn))
+        uvloop.run(Callers(port, Hearer).keep(count, churn))

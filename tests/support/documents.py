@@ -10,6 +10,7 @@ from typing import Annotated, get_args, get_origin, get_type_hints
 
 import msgspec
 
+from fal_proxy.client import FILES, integrity
 from fal_proxy.errors import ERROR_TYPES
 from fal_proxy.loading import section_in, written
 from fal_proxy.settings import Settings
@@ -56,7 +57,7 @@ def _walk(kind: type[msgspec.Struct], prefix: str) -> Iterator[tuple[str, str, s
 
 
 def with_tables(text: str) -> str:
-    """Return the README with its derived tables filled in."""
+    """Return the README with its derived tables and the shim's hash filled in."""
     tables = {
         "errors": error_rows(),
         "settings": setting_rows(),
@@ -67,7 +68,8 @@ def with_tables(text: str) -> str:
         pattern = rf"(<!-- {name}: [^\n]*-->\n[^\n]*\n[^\n]*\n).*?(<!-- /{name} -->)"
         filled = "\n".join(rows).replace("\\", r"\\")
         text = re.sub(pattern, rf"\g<1>{filled}\n\g<2>", text, flags=re.DOTALL)
-    return text
+    pinned = integrity(FILES[b"/client.js"].content)
+    return re.sub(r"sha384-[A-Za-z0-9+/]{64}", lambda _: pinned, text)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ import pytest
 
 from fal_proxy.admission import settler
 from fal_proxy.app import create_app
+from fal_proxy.downstream.websocket import SocketProtocol
 from fal_proxy.identity.key import add
 from fal_proxy.server import Listener, bind, serving
 from fal_proxy.settings import Plan, Server, Settings, State
@@ -257,7 +258,9 @@ async def limited(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(settler, "TICK_SECONDS", 3600.0)
         app = CanaryWatch(create_app(settings, environ=environ, key=FAL_KEY, store=store))
-        async with serving(Listener(app, bind("127.0.0.1", 0))) as origin:
+        sock = bind("127.0.0.1", 0)
+        listener = Listener(app, sock, websockets=SocketProtocol, max_message_bytes=app.app.max_message_bytes)
+        async with serving(listener) as origin:
             yield Limited(Proxy(origin, user_key, app.app), clock, folder)
     assert not app.leaks, f"the fal key went down to a caller: {app.leaks}"
 

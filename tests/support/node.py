@@ -71,6 +71,17 @@ class Run:
         self._process.stdin.write(b"\n")
         await self._process.stdin.drain()
 
+    async def answer(self, question: Any) -> Any:
+        """Send a line of JSON to a script that answers each with one, and return its answer. Raises ScriptFailed."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(json.dumps(question).encode() + b"\n")
+        async with asyncio.timeout(SCRIPT_SECONDS):
+            line = await self._process.stdout.readline()
+        if not line:
+            await self.result()
+        return json.loads(line)
+
     async def result(self) -> Any:
         """Wait for the end and return the script's one line of JSON. Raises ScriptFailed."""
         async with asyncio.timeout(SCRIPT_SECONDS):

@@ -21,6 +21,7 @@ from pathlib import Path
 import msgspec
 
 from fal_proxy.app import App, create_app
+from fal_proxy.downstream.websocket import SocketProtocol
 from fal_proxy.relay import http as relay_http
 from fal_proxy.server import Listener, bind, serve
 from support.commands import clean_environment
@@ -45,9 +46,12 @@ submit = "1000000/second"
 read = "1000000/second"
 upload = "1000000/second"
 concurrent = 100000
+realtime_sessions = 100000
 budget = "1000000.00/total"
 [prices]
 default = 0.01
+[realtime]
+usd_per_second = 0.000001
 """
 
 
@@ -62,6 +66,7 @@ class Sight(msgspec.Struct, frozen=True):
     descriptors: int
     sockets: int
     resident_kib: int
+    blocks: int  # of memory that Python's objects take
 
 
 @dataclass(frozen=True)
@@ -163,6 +168,7 @@ def _see(app: App) -> Sight:
         descriptors=len(links),
         sockets=sum(link.startswith("socket:") for link in links),
         resident_kib=int(resident.split()[1]),
+        blocks=sys.getallocatedblocks(),
     )
 
 
@@ -188,7 +194,8 @@ def main() -> None:
         sys.stdout.write(f"{sock.getsockname()[1]}\n")
         sys.stdout.flush()
 
-    serve(Listener(app, sock), announce)
+    # All callers come from one address, which is no reason to refuse them.
+    serve(Listener(app, sock, websockets=SocketProtocol, trusted_proxies=["127.0.0.1"]), announce)
 
 
 if __name__ == "__main__":

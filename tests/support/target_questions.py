@@ -18,8 +18,14 @@ ALLOWED = tuple(case.lines[0] for case in cases() if case.allowed)
 METHODS = ("POST", "GET", "PUT", "DELETE", "PATCH") * 3 + ("HEAD", "OPTIONS", "post", "QUERY", "")
 PLANS = (("POST",), ("POST",), ("POST", "GET", "PUT", "DELETE", "PATCH"), ("GET",), (), ("HEAD", "OPTIONS", "get"))
 
-HOSTS = (b"fal.run",) * 8 + (b"queue.fal.run",) * 12 + (b"rest.fal.ai",) * 3 + (b"rest.alpha.fal.ai",)
-WRONG_HOSTS = (b"fal.run:443", b"FAL.run", b"u@fal.run", b"fal.run.", b"wma.fal.run", b"v3.fal.media", b"", b"fal.ai")
+HOSTS = (
+    (b"fal.run",) * 8
+    + (b"queue.fal.run",) * 12
+    + (b"rest.fal.ai",) * 3
+    + (b"rest.alpha.fal.ai",)
+    + (b"wma.fal.run",) * 3
+)
+WRONG_HOSTS = (b"fal.run:443", b"FAL.run", b"u@fal.run", b"fal.run.", b"a.wma.fal.run", b"v3.fal.media", b"", b"fal.ai")
 SCHEMES = (b"http://", b"HTTPS://", b"https:/", b"https:///", b"wss://", b"", b" https://")
 PLAIN = (b"fal-ai", b"flux", b"dev", b"a", b"v1.1", b"my-user", b"CassetteAI", b"110602490", b"x_y~z")
 WORDS = (b"stream", b"realtime", b"requests", b"workflows", b"comfy", b"status", b"response", b"cancel")
@@ -48,6 +54,7 @@ REST = (b"/tokens/", b"/tokens/realtime", b"/storage/auth/token", b"/storage/upl
     ),
     *(b"/users/current", b"/storage/upload/initiate/initiate", b"//tokens/", b"/tokens//", b"/fal-ai/flux"),
 )
+WMA = (b"/ice", b"/session", b"/session/heartbeat") * 3 + (b"/session/", b"/ice/x", b"/Ice", b"/tokens/", b"/")
 KEYS = (
     *(b"logs", b"logs", b"fal_webhook", b"fal_webhook", b"fal_max_queue_length", b"storage_type", b"a", b""),
     *(b"fal_key", b"fal_jwt_token", b"fal_key[]", b"fal-key", b"FAL_KEYS", b"xfal_key", b"fal_keyx"),
@@ -125,7 +132,8 @@ def from_grammar(random: Random) -> Question:
     """Return a target made by the grammar, with mistakes here and there."""
     scheme = random.choice(SCHEMES) if random.random() < 0.01 else b"https://"
     host = random.choice(HOSTS)
-    path = random.choice(REST) if host.startswith(b"rest.") and random.random() < 0.95 else _path(host, random)
+    known = WMA if host == b"wma.fal.run" else REST if host.startswith(b"rest.") else ()
+    path = random.choice(known) if known and random.random() < 0.95 else _path(host, random)
     query = b"?" + _query(random) if random.random() < 0.5 else b""
     raw = scheme + (random.choice(WRONG_HOSTS) if random.random() < 0.02 else host) + path + query
     if random.random() < 0.02:

@@ -16,6 +16,7 @@ STATUSES = {INVALID_TARGET: 400, METHOD_NOT_ALLOWED: 405}
 FAL_RUN = b"fal.run"
 QUEUE = b"queue.fal.run"
 REST = (b"rest.fal.ai", b"rest.alpha.fal.ai")
+WMA = b"wma.fal.run"  # the contract's fifth; the corpus's rule 2 counts four
 
 DIGITS = b"0123456789"
 LETTERS = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
@@ -88,11 +89,11 @@ def check_bytes(raw: bytes) -> None:
 
 
 def split(raw: bytes) -> tuple[bytes, bytes, bytes | None]:
-    """Rule 2: `https://`, exactly one of four hosts, `/`; no fragment. Contract: an empty `?` is 400."""
+    """Rule 2: `https://`, exactly one of the hosts, `/`; no fragment. Contract: an empty `?` is 400."""
     _hold(raw[:8] == b"https://", "rule 2: literal https://")
     _hold(b"#" not in raw, "rule 2: no fragment")
     host, slash, rest = raw[8:].partition(b"/")
-    _hold(bool(slash) and host in (FAL_RUN, QUEUE, *REST), "rule 2: one of four hosts, then /")
+    _hold(bool(slash) and host in (FAL_RUN, QUEUE, *REST, WMA), "rule 2: one of the hosts, then /")
     path, mark, query = rest.partition(b"?")
     _hold(not mark or bool(query), "contract: an empty ?")
     return host, b"/" + path, query if mark else None
@@ -119,6 +120,9 @@ def shape_of(host: bytes, path: bytes, segments: list[bytes], slash: bool, plan_
     """Return the row of the contract's table that this path is. Anything else is 400."""
     if host in REST:
         return rest_shape(path)
+    if host == WMA:
+        _hold(path in (b"/ice", b"/session", b"/session/heartbeat"), "contract: three paths, letter by letter")
+        return _Shape({"POST": "wma"}, [])
     if host == QUEUE and b"requests" in segments:
         return request_shape(segments, slash)
     _hold(is_endpoint(segments), "rule 4: at least owner/alias")

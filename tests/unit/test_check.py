@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -183,12 +184,56 @@ def test_missing_keys_and_loose_permissions_are_warnings(tmp_path: Path) -> None
 
 def test_access_says_who_may_do_what(tmp_path: Path) -> None:
     opened = "run, stream, submit and realtime on fal-ai/flux/** (20/minute; 200/day; 4 at a time; no budget)"
+    reads = 'reads their own requests; fal.stream and streamStatus with connectionMode "server" only'
     assert judge(tmp_path, BOTH).access == [
-        f"key ada (plan default): {opened}; uploads (60/hour); reads their own requests",
-        f"anyone (plan default): {opened}; uploads (60/hour); reads their own requests",
+        f"key ada (plan default): {opened}; uploads (60/hour); {reads}",
+        f"anyone (plan default): {opened}; uploads (60/hour); {reads}",
     ]
     report = judge(tmp_path, BOTH + "[storage]\nmode = 'off'", ada=None)
-    assert report.access[1] == f"anyone (plan default): {opened}; reads their own requests"
+    assert report.access[1] == f"anyone (plan default): {opened}; {reads}"
+
+
+class Handed(NamedTuple):
+    """Settings of realtime, and what is said about them."""
+
+    reason: str
+    realtime: str
+    plan: str
+    warned: list[str]
+    opens: str
+
+
+HANDED = [
+    Handed("sockets through us", 'mode = "relay"', "", [], "run, stream, submit and realtime on"),
+    Handed(
+        "its spend is not metered",
+        'mode = "token"',
+        "realtime_token = true",
+        ["plans.default.realtime_token"],
+        "run, stream, submit and fal tokens on",
+    ),
+    Handed("no plan takes part", 'mode = "token"', "", ["realtime.mode"], "run, stream and submit on"),
+    Handed(
+        "a plan that waits for the mode",
+        "",
+        "realtime_token = true",
+        ["plans.default.realtime_token"],
+        "run, stream, submit and realtime on",
+    ),
+    Handed("nothing", 'mode = "off"', "", [], "run, stream and submit on"),
+    Handed("world models", "wma = true", "", [], "run, stream, submit, realtime and world models on"),
+]
+
+
+@pytest.mark.parametrize("case", HANDED, ids=[case.reason for case in HANDED])
+def test_what_leads_past_us_is_named_and_warned_of(case: Handed, tmp_path: Path) -> None:
+    plan = "[plans.default]\nendpoints = ['fal-ai/flux/**']"
+    assert plan in BOTH
+    config = BOTH.replace(plan, f"{plan}\n{case.plan}") + f"\n[realtime]\n{case.realtime}\n"
+    report = judge(tmp_path, config)
+    usual = found(judge(tmp_path, BOTH, ada=None), "warning")
+    assert (found(report, "error"), sorted(found(report, "warning"))) == ([], sorted([*usual, *case.warned]))
+    assert case.opens in report.access[0]
 
 
 def test_no_finding_holds_a_secret(tmp_path: Path) -> None:

@@ -107,6 +107,9 @@ PERMITTED = [
     (_target(Kind.REALTIME, "fal-ai/flux/dev"), "relay", None, "opened"),
     (_target(Kind.REALTIME, "fal-ai/veo"), "relay", "endpoint_denied", "not opened"),
     (_target(Kind.REALTIME, "fal-ai/flux"), "off", "mode_off", "no realtime"),
+    (_target(Kind.TOKEN), "token", "mode_off", "this plan has not opted in"),
+    (_target(Kind.REALTIME, "fal-ai/flux"), "token", "mode_off", "sockets go to fal itself"),
+    (_target(Kind.WMA), "relay", "mode_off", "world models are off unless realtime.wma"),
     (_target(Kind.UPLOAD_TOKEN), "direct", "mode_off", "the CDN's bearer stays here"),
     (_target(Kind.UPLOAD_TOKEN), "relay", None, "answered with a capability"),
     (_target(Kind.UPLOAD_INITIATE), "direct", None, "the browser uploads with a signed URL"),
@@ -125,6 +128,53 @@ def test_plan_opens_what_it_lists_and_reads_follow(target: Target, mode: str, re
     with pytest.raises(Refusal) as caught:
         permit(target, FLUX, storage_mode=mode, realtime_mode=mode)
     assert caught.value.error_type == refused, reason
+
+
+def test_plan_that_opted_in_hands_out_tokens_and_world_models_open_with_their_setting() -> None:
+    plan = compile_plan("paid", Plan(endpoints=("a/b",), realtime_token=True))
+    permit(_target(Kind.TOKEN), plan, storage_mode="direct", realtime_mode="token")
+    permit(_target(Kind.WMA), plan, storage_mode="direct", realtime_mode="relay", wma=True)
+    with pytest.raises(Refusal, match="no plan called 'gone'"):
+        permit(_target(Kind.WMA), closed_plan("gone"), storage_mode="direct", realtime_mode="relay", wma=True)
+
+
+COVERED = [
+    ("**", ("fal-ai", "lcm"), True, True, "everything"),
+    ("fal-ai/**", ("fal-ai", "lcm"), True, True, "everything of the owner"),
+    ("fal-ai/lcm/**", ("fal-ai", "lcm"), True, True, "the whole alias"),
+    ("*/lcm/**", ("fal-ai", "lcm"), True, True, "of any owner"),
+    ("**/lcm/**", ("workflows", "me", "lcm"), True, True, "wherever it is"),
+    ("fal-*/l*/**", ("fal-ai", "lcm"), True, True, "parts of segments"),
+    ("fal-ai/lcm", ("fal-ai", "lcm"), False, True, "the alias, but nothing below"),
+    ("fal-ai/lcm/*", ("fal-ai", "lcm"), False, True, "one below, but not the alias"),
+    ("fal-ai/lcm/*/**", ("fal-ai", "lcm"), False, True, "all below, but not the alias"),
+    ("fal-ai/lcm/fast", ("fal-ai", "lcm"), False, True, "one path"),
+    ("**/fast", ("fal-ai", "lcm"), False, True, "one path, wherever it is"),
+    ("fal-ai/lcm-2/**", ("fal-ai", "lcm"), False, False, "another alias"),
+    ("fal-ai/lcmx", ("fal-ai", "lcm"), False, False, "a longer name"),
+    ("fal-ai", ("fal-ai", "lcm"), False, False, "no endpoint at all"),
+    ("other/lcm/**", ("fal-ai", "lcm"), False, False, "another owner"),
+    ("fal-ai/lcm/**", (None, "lcm"), True, True, "a bare alias: one owner's"),
+    ("fal-ai/other/**", (None, "lcm"), False, False, "a bare alias: nobody's"),
+    ("fal-ai/lcm/realtime", (None, "lcm"), False, True, "a bare alias: not the whole of it"),
+    ("workflows/me/lcm/**", (None, "lcm"), False, False, "a namespace is no owner"),
+    ("workflows/lcm/**", (None, "lcm"), False, True, "nor is it one whose apps are called after a user"),
+    ("workflows/me/lcm/**", ("workflows", None, "lcm"), True, True, "the alias in a namespace"),
+]
+
+
+@pytest.mark.parametrize(("glob", "app", "covered", "reached", "reason"), COVERED)
+def test_glob_covers_an_app_with_all_that_is_below_it_or_reaches_some_of_it(
+    glob: str, app: tuple[str | None, ...], covered: bool, reached: bool, reason: str
+) -> None:
+    globs = Globs([glob])
+    assert (globs.cover(app), globs.reach(app)) == (covered, reached), reason
+
+
+def test_two_globs_cover_together_only_what_one_of_them_covers() -> None:
+    assert not Globs(["fal-ai/lcm", "fal-ai/lcm/*/**"]).cover(("fal-ai", "lcm"))
+    assert not Globs([]).cover((None, "lcm"))
+    assert not Globs([]).reach((None, "lcm"))
 
 
 def test_refused_endpoint_and_plan_are_named() -> None:

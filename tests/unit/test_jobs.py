@@ -30,6 +30,11 @@ SUBMITTED = [
         Submitted("1", "workflows/owner/flow"),
         "under a namespace",
     ),
+    (
+        {"request_id": "1", "response_url": "https://next.example/api/fal/proxy/queue.fal.run/fal-ai/flux/requests/1"},
+        Submitted("1", "fal-ai/flux"),
+        "as another proxy names it that ours stands in front of",
+    ),
 ]
 
 

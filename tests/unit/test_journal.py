@@ -89,6 +89,25 @@ def test_a_journal_cut_anywhere_in_its_last_frame_is_the_one_without_it(steps: l
         asyncio.run(check(Path(folder)))
 
 
+@pytest.mark.parametrize("segment_bytes", [500, 1 << 26], ids=["in a snapshot", "as it was written"])
+async def test_what_is_covered_is_covered_after_a_restart(tmp_path: Path, segment_bytes: int) -> None:
+    clock = Clock()
+    store = MemoryStore(Journal(tmp_path, segment_bytes, Disk()), clock)
+    for number in range(40):
+        await store.extend(f"token {number}", 60 + number)
+    clock.now += 70
+    await store.extend("token 39", 120)
+    await store.close()
+    again = MemoryStore(Journal(tmp_path, segment_bytes, Disk()), clock)
+    assert await again.extend("token 9", 0) == 0
+    assert await again.extend("token 20", 0) == 10
+    assert await again.extend("token 39", 0) == 120
+    clock.now += 120
+    await again.extend("token 39", 0)
+    assert (again.state.covers, again.state._cover_ends) == ({}, [])
+    await again.close()
+
+
 async def test_a_thousand_who_wait_share_a_few_syncs(tmp_path: Path) -> None:
     disk = Disk()
     store = MemoryStore(Journal(tmp_path, sync=disk), Clock())

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import re
 import subprocess
+import sys
 import tomllib
+import zipfile
 from pathlib import Path
 
 import fal_proxy
+from fal_proxy.client import FILES
 from support.documents import README, with_tables
 
 ROOT = README.parent
@@ -101,3 +106,22 @@ def test_every_promise_of_the_security_page_names_tests_that_exist() -> None:
     for promise in promises.strip().split("\n\n"):
         assert promise.startswith("**"), promise
         assert "`test_" in promise, promise
+
+
+def test_wheel_holds_what_pages_load(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", str(tmp_path)]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    [wheel] = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as packed:
+        for path, file in FILES.items():
+            assert packed.read(f"fal_proxy/client{path.decode()}") == file.content
+
+
+def test_shim_keeps_its_promise_of_two_kilobytes() -> None:
+    assert len(FILES[b"/client.js"].content) < 2048
+
+
+def test_readme_pins_the_shim_that_is_served() -> None:
+    digest = hashlib.sha384(FILES[b"/client.js"].content).digest()
+    pinned = re.findall(r'integrity="(sha384-[^"]+)"', README.read_text("utf-8"))
+    assert pinned == ["sha384-" + base64.b64encode(digest).decode()]

@@ -81,6 +81,7 @@ DEFAULTS = {
         "messages": "30/second",
         "session_seconds": 3600,
         "idle_seconds": 300,
+        "wma": False,
     },
     "inputs": [],
     "admin": {"host": "127.0.0.1", "port": 9090},
@@ -121,6 +122,7 @@ def test_defaults_are_the_contracts(tmp_path: Path) -> None:
         "upload": "60/hour",
         "concurrent": 4,
         "realtime_sessions": 1,
+        "realtime_token": False,
         "budget": "",
         "total_budget": "",
     }

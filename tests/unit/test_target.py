@@ -99,6 +99,9 @@ KINDS = [
         "the official list has it",
     ),
     ("POST", "https://rest.fal.ai/storage/auth/token", Kind.UPLOAD_TOKEN, "", "CDN token"),
+    ("POST", "https://wma.fal.run/ice", Kind.WMA, "", "servers for a world model"),
+    ("POST", "https://wma.fal.run/session", Kind.WMA, "", "its session"),
+    ("POST", "https://wma.fal.run/session/heartbeat", Kind.WMA, "", "and its heartbeat"),
 ]
 
 
@@ -122,6 +125,7 @@ WRONG_METHODS = [
     ("POST", f"{QUEUE}/cancel", "cancel is a PUT"),
     ("DELETE", QUEUE, "a result is a GET"),
     ("GET", "https://rest.fal.ai/tokens/", "rest takes POST"),
+    ("GET", "https://wma.fal.run/ice", "so does wma"),
     ("OPTIONS", "https://fal.run/fal-ai/flux/dev", "an OPTIONS that is no preflight"),
 ]
 
@@ -163,6 +167,10 @@ INVALID = [
     ("https://fal.run/" + "/".join("a" for _ in range(33)), "33 segments"),
     ("https://fal.run/a/" + "b" * 8192, "longer than 8 KiB"),
     ("https://rest.fal.ai/storage/upload/initiate/", "a slash that no client sends"),
+    ("https://wma.fal.run/session/", "as above"),
+    ("https://wma.fal.run/fal-ai/flux", "wma runs nothing"),
+    ("https://wma.fal.run/tokens/", "another host's path"),
+    ("https://rest.fal.ai/ice", "another host's path"),
 ]
 
 

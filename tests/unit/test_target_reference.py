@@ -71,7 +71,7 @@ def test_questions_of_each_kind_and_against_each_rule_are_asked() -> None:
     rules = {verdict.rule.partition(":")[0] for verdict in verdicts if isinstance(verdict, Refused)}
     assert kinds == {
         *("run", "stream", "submit", "status", "status_stream", "result", "cancel"),
-        *("token", "upload_initiate", "upload_token"),
+        *("token", "upload_initiate", "upload_token", "wma"),
     }
     assert rules == {*(f"rule {number}" for number in range(1, 8)), "contract", "known shape, wrong method"}
 

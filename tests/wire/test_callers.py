@@ -161,7 +161,7 @@ FIRST: list[tuple[Fields, str, str, int, str]] = [
     ([("Sec-Fetch-Site", "same-origin")], "POST", RUN, 200, "our own page, without Origin"),
     ([("Origin", OURS)], "POST", "", 400, "an error about the target"),
     ([("Origin", OURS)], "GET", RUN, 405, "an error about the method"),
-    ([("Origin", OURS)], "POST", "/rest.fal.ai/tokens/", 403, "an error of policy"),
+    ([("Origin", OURS)], "POST", "/rest.fal.ai/storage/auth/token", 403, "an error of policy"),
     ([("Origin", OURS), ("Content-Length", "1000000000")], "POST", RUN, 413, "an error about the body"),
 ]
 

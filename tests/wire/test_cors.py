@@ -158,7 +158,7 @@ OWN_ERRORS = [
     ("POST", MOUNT, [], 400, "invalid_target"),
     ("POST", MOUNT + "/evil.example/a/b", [], 400, "invalid_target"),
     ("GET", MOUNT + RUN, [], 405, "method_not_allowed"),
-    ("POST", MOUNT + "/rest.fal.ai/tokens/", [], 403, "mode_off"),
+    ("POST", MOUNT + "/rest.fal.ai/tokens/", [], 422, "input_denied"),
     ("POST", MOUNT + "/queue.fal.run/a/b?fal_webhook=https://x.example", [], 403, "webhook_denied"),
     ("POST", MOUNT + RUN, [("Content-Type", "a/b"), ("Content-Type", "a/b")], 400, "bad_request"),
     ("POST", MOUNT + RUN, [("Content-Length", "1000000000")], 413, "body_too_large"),

@@ -134,7 +134,7 @@ CUTS = [
     (STREAM, CHUNKED_HEAD % b"text/event-stream" + b"a\r\n" + EVENT + b"\r\n", EVENT, "a stream between events"),
     (STREAM, CHUNKED_HEAD % b"text/event-stream" + b"ff\r\n" + EVENT, EVENT, "a stream inside a chunk"),
     (STATUS_STREAM, CHUNKED_HEAD % b"text/event-stream" + b"a\r\n" + EVENT + b"\r\n", EVENT, "a status stream"),
-    (STATUS, CUT_JSON, CUT_JSON.partition(b"\r\n\r\n")[2], "a status with a length"),
+    (RESULT, CUT_JSON, CUT_JSON.partition(b"\r\n\r\n")[2], "a result with a length"),
     (RUN, CHUNKED_HEAD % b"image/png" + b"3\r\npng\r\n", b"png", "a run that is no JSON"),
 ]
 
@@ -162,12 +162,12 @@ async def test_close_delimited_answer_ends_cleanly_with_an_orderly_close_only(se
 async def test_encoded_answer_passes_untouched_where_nobody_reads_it(serve: Serve, start: StartProxy) -> None:
     packed = gzip.compress(b'{"images": []}')
     proxy = await start(serve(answering(ok(packed, b"content-encoding: gzip"))))
-    for kind in (RUN, STATUS):
+    for kind in (RUN, RESULT):
         answer = await _ask(proxy, kind)
         assert (answer.body, answer.one(b"content-encoding")) == (packed, b"gzip")
 
 
-@pytest.mark.parametrize(("kind", "status"), [(SUBMIT, 500), (INITIATE, 502)])
+@pytest.mark.parametrize(("kind", "status"), [(SUBMIT, 500), (INITIATE, 502), (STATUS, 502), (STATUS_STREAM, 502)])
 async def test_encoded_answer_that_must_be_read_is_invalid(
     kind: Kind, status: int, serve: Serve, start: StartProxy
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ import pytest
 
 from fal_proxy.settings import State
 from fal_proxy.upstream import keys as pools
-from support.limited import APP, RUN, SUBMIT, kind_of, said
+from support.limited import APP, RUN, STREAM, SUBMIT, kind_of, said
 from support.peers import Peer, Serve
 from support.proxied import MOUNT, Proxy, open_settings, proxied
 from support.raw import RawAnswer, raw_client, request
@@ -20,6 +21,7 @@ from support.scripts import ok, read_request
 
 A, B = "aaaaaaaa-0000-4000-8000-00000000feed:" + "a1" * 16, "bbbbbbbb-0000-4000-8000-00000000feed:" + "b2" * 16
 INVALID = said(401, b'{"detail":"invalid key credentials"}')
+EVENTS = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
 LOCKED = said(403, b'{"detail":"User is locked. Reason: Exhausted balance. Top up your balance"}')
 
 
@@ -30,6 +32,7 @@ class Fal:
     refuses: dict[str, bytes] = field(default_factory=dict)
     seen: list[tuple[str, str]] = field(default_factory=list)  # kind, first letter of the key
     jobs: int = 0
+    go_on: asyncio.Event = field(default_factory=asyncio.Event)  # streams end with it
 
     async def script(self, peer: Peer) -> None:
         while True:
@@ -38,7 +41,11 @@ class Fal:
             key = head.lower().partition(b"authorization: key ")[2].partition(b"\r\n")[0].decode()
             kind = kind_of(method, path)
             self.seen.append((kind, key[0]))
-            if key in self.refuses:
+            if kind == "stream":
+                await peer.send(EVENTS + b"9\r\ndata: 1\n\n\r\n")
+                await self.go_on.wait()
+                await peer.send(b"9\r\ndata: 2\n\n\r\n0\r\n\r\n")
+            elif key in self.refuses:
                 await peer.send(self.refuses[key])
             elif kind == "submit":
                 self.jobs += 1
@@ -158,10 +165,13 @@ async def test_bad_file_keeps_the_keys_and_is_told_where_operators_look(setting:
     assert b"\nfal_proxy_key_file_faults_total 1.0\n" in setting.proxy.app.metrics.exposition()
 
 
-async def test_changed_file_does_not_cut_a_stream(setting: Setting, serve: Serve) -> None:
+async def test_changed_file_does_not_cut_a_stream(setting: Setting) -> None:
     async with raw_client(setting.proxy.port) as client:
-        await client.send(request("POST", MOUNT + RUN[1], {**setting.proxy.bearer, "Content-Length": "4"}, b""))
+        await client.send(request("POST", MOUNT + STREAM[1], setting.proxy.bearer, b"{}"))
+        status, _ = await client.read_head()
+        assert (status, await client.read_chunk()) == (200, b"data: 1\n\n")
         setting.rewrite(B)
-        assert (await setting.ask(RUN)).status == 200
-        await client.send(b"{  }")
-        assert (await client.answer()).status == 200
+        assert [(await setting.ask(RUN)).status for _ in range(3)] == [200, 200, 200]
+        setting.fal.go_on.set()
+        assert [await client.read_chunk(), await client.read_chunk()] == [b"data: 2\n\n", b""]
+    assert setting.fal.seen == [("stream", "a"), ("run", "b"), ("run", "b"), ("run", "b")]

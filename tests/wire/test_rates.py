@@ -91,7 +91,7 @@ async def test_refused_requests_consume_nothing_and_another_user_is_unaffected(l
 
 EARLIER = [
     ([("Content-Length", "99999999999")], RUN, 413, "a body that is too large"),
-    ([], ("POST", "/rest.fal.ai/tokens/"), 403, "a target that is not open"),
+    ([], ("POST", "/rest.fal.ai/storage/auth/token"), 403, "a target that is not open"),
     ([], ("GET", RUN[1]), 405, "a method that does not fit"),
     ([], ("POST", "/evil.example/a/b"), 400, "no target at all"),
 ]

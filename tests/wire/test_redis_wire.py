@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from fal_proxy.settings import Settings, State
+from fal_proxy.admission import settler
+from fal_proxy.settings import Realtime, Settings, State
 from fal_proxy.stores.link import PROBE_SECONDS
+from fal_proxy.stores.redis import RedisStore
 from support.limited import (
     COMPLETED,
     INITIATE,
@@ -19,6 +21,7 @@ from support.limited import (
     RUN,
     STREAM,
     SUBMIT,
+    Clock,
     Fal,
     Limited,
     cancel,
@@ -55,6 +58,42 @@ def shared(folder: Path, redis: RedisServer, *, local: bool = False, **plan: obj
     """Return settings with a plan on a Redis."""
     state = State(url=redis.url, on_failure="local" if local else "deny")
     return limits(folder, wide(**plan), state=state, prices=PRICES)
+
+
+async def test_session_that_is_kept_alive_elsewhere_keeps_its_place(
+    serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(settler, "LOOK_SECONDS", 0.0)
+    fal, clock = Fal(), Clock()
+    fal.says["initiate"] = ok(b'{"session_id":"6f","alive":true}')
+    settings = limits(
+        tmp_path, wide(budget="1.00/day"), realtime=Realtime(wma=True, usd_per_second=0.001), prices=PRICES
+    )
+    upstream = serve(fal.script)
+    with redis_server() as redis:
+        stores = [RedisStore(redis.url, clock) for _ in range(2)]
+        async with (
+            limited(upstream, tmp_path, settings, store=stores[0]) as one,
+            limited(upstream, tmp_path, settings, store=stores[1], user_key=one.proxy.user_key) as other,
+        ):
+            await kept_alive_elsewhere(one, other, clock)
+
+
+async def kept_alive_elsewhere(one: Limited, other: Limited, clock: Clock) -> None:
+    """Open a session with one proxy and keep it alive with the other."""
+    offer = b'{"app_id":"a/b","sdp":"v=0","type":"offer"}'
+    assert (await one.ask(("POST", "/wma.fal.run/session"), one.ada, offer)).status == 200
+    for _ in range(12):
+        clock.advance(15)  # three minutes: twice as long as Redis waits for a process
+        beat = await other.ask(("POST", "/wma.fal.run/session/heartbeat"), one.ada, b'{"session_id":"6f"}')
+        assert beat.status == 200
+        await one.turn()
+    assert (await other.me(one.ada))["realtime"]["in_use"] == 1
+    assert await other.money(one.ada) == (180_000, 20_000)
+    clock.advance(20)
+    await one.turn()
+    assert (await other.me(one.ada))["realtime"]["in_use"] == 0
+    assert await other.money(one.ada) == (200_000, 0)
 
 
 async def ready(running: Limited) -> RawAnswer:

@@ -38,8 +38,11 @@ class Account:
 
     async def answered(self, status: int, body: bytes) -> None:
         """Take an answer that was read whole. Raises UpstreamInvalid when a job's owner could not be recorded."""
-        if self.target.kind is Kind.SUBMIT and 200 <= status < 300:
-            await self._record(body)
+        if self.target.kind is Kind.SUBMIT:
+            if 200 <= status < 300:
+                await self._record(body)
+        elif self.target.kind in (Kind.STATUS, Kind.CANCEL):
+            await self.passing(body)
 
     async def passing(self, data: bytes) -> None:
         """Take a piece of another answer; what it completes is noted before its last byte goes down."""

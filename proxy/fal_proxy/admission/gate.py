@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 
 from fal_proxy.admission.jobs import app_of
+from fal_proxy.admission.leases import Lease
 from fal_proxy.admission.ledger import is_reserving
 from fal_proxy.admission.limits import CLASSES, BudgetLimit, Limits, class_of
 from fal_proxy.admission.terms import RateTerms, Terms, compile_terms
@@ -26,7 +27,7 @@ from fal_proxy.stores import Ask, Budget, Concurrency, Denial, Outcome, Owns, Qu
 Subjects = tuple[tuple[str, Terms], ...]
 UNAVAILABLE_RETRY_SECONDS = 1
 _OF_CLASS = {"submit": "runs, streams and submits", "read": "reads", "upload": "uploads"}
-_OWNED = frozenset([Kind.STATUS, Kind.STATUS_STREAM, Kind.RESULT, Kind.CANCEL])
+_OWNED = frozenset([Kind.STATUS, Kind.STATUS_STREAM, Kind.RESULT, Kind.CANCEL, Kind.WMA])
 
 
 class Grant(msgspec.Struct, frozen=True):
@@ -68,14 +69,23 @@ class Gate:
         """Say whether money is counted for the plan's callers, so that every endpoint needs a price."""
         return bool(self._terms[plan][0].budget or self._shared[plan])
 
-    async def admit(self, caller: Caller, plan: str, target: Target, amount_microusd: int, price: str) -> Grant:
+    async def admit(
+        self,
+        caller: Caller,
+        plan: str,
+        target: Target,
+        amount_microusd: int,
+        price: str,
+        lease: Lease | None = None,
+    ) -> Grant:
         """Admit and reserve, or raise Refusal: unknown_request, rate_limited, concurrency_limited, budget_exhausted,
         store_unavailable.
         """
-        class_ = class_of(target.kind)
+        class_ = lease.class_ if lease else class_of(target.kind)
         if class_ is None:
             return Grant()
-        reserving = is_reserving(target.kind)
+        reserving = is_reserving(target.kind) or lease is not None
+        holds = lease is None or lease.holds
         subjects = self._subjects(caller, plan)
         own = subjects[0][1].rates[class_]
         rates: list[Rate] = []
@@ -83,10 +93,10 @@ class Gate:
         budgets: list[Budget] = []
         for subject, terms in subjects:
             rates += terms.rates_of(subject, class_)
-            if reserving:
+            if reserving and holds:
                 concurrency.append(terms.concurrency_of(subject, target.kind))
-                if (budget := terms.budget_of(subject)) is not None:
-                    budgets.append(budget)
+            if reserving and (budget := terms.budget_of(subject)) is not None:
+                budgets.append(budget)
         if reserving:
             budgets += self._shared[plan]
         ask = Ask(
@@ -97,7 +107,7 @@ class Gate:
             amount_microusd,
             price,
             f"{self._process}{next(self._count):x}" if reserving else "",
-            target.kind is Kind.SUBMIT,
+            target.kind is Kind.SUBMIT or (lease is not None and lease.holds),
             len(own.each),
         )
         try:
@@ -128,6 +138,13 @@ class Gate:
             raise unavailable() from error
         if verdict.denied is not None:
             raise _refusal(verdict, ask, caller, subjects[0][1].rates["submit"])
+
+    async def covered(self, name: str) -> float:
+        """Return for how many seconds from now a lease is paid. Raises Refusal store_unavailable."""
+        try:
+            return await self.store.extend(name, 0)
+        except StoreUnavailable as error:
+            raise unavailable() from error
 
     async def is_spent(self, name: str, seconds: int) -> bool:
         """Say whether what may be used once was used; it is remembered for `seconds`. Raises Refusal store_unavailable."""
@@ -173,7 +190,7 @@ class Gate:
         }
 
     def _owns(self, caller: Caller, target: Target) -> Owns | None:
-        if not self._ownership or target.kind not in _OWNED:
+        if not self._ownership or target.kind not in _OWNED or not target.request_id:
             return None
         anonymous = caller.source == "anonymous"
         return Owns(target.request_id, app_of(target.endpoint_id), caller.proves, anonymous)
@@ -192,10 +209,15 @@ def unavailable() -> Refusal:
     return Refusal("store_unavailable", detail, headers=(_retry_after(UNAVAILABLE_RETRY_SECONDS),))
 
 
+def unknown() -> Refusal:
+    """Return the refusal of what does not exist or is not the caller's; which of the two is not told."""
+    return Refusal("unknown_request", "there is no such request, or it is not yours, or not under this app")
+
+
 def _refusal(verdict: Verdict, ask: Ask, caller: Caller, own: RateTerms) -> Refusal:
     denied, at = verdict.denied, verdict.at
     if denied is Denial.UNKNOWN_REQUEST:
-        return Refusal("unknown_request", "there is no such request, or it is not yours, or not under this app")
+        return unknown()
     if denied is Denial.RATE:
         seconds = math.ceil(verdict.retry_seconds or 0)
         who = "of your network " if at >= len(own.each) or caller.by_network else ""

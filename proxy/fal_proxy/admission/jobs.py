@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 _NAMESPACES = ("workflows", "comfy")
+_ADDRESSED = "/queue.fal.run/"  # behind another proxy, the queue is a path of that one
 _MAX_LINE_BYTES = 1024 * 1024
 
 
@@ -31,7 +32,8 @@ def read_submitted(body: bytes, endpoint_id: str) -> Submitted | None:
     if not isinstance(request_id, str) or not 0 < len(request_id) <= 128:
         return None
     response_url = answer.get("response_url")
-    app = app_of(urlsplit(response_url).path.strip("/")) if isinstance(response_url, str) else ""
+    path = urlsplit(response_url).path if isinstance(response_url, str) else ""
+    app = app_of(path.rpartition(_ADDRESSED)[2].strip("/"))
     return Submitted(request_id, app or app_of(endpoint_id))
 
 

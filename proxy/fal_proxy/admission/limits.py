@@ -24,6 +24,7 @@ _CLASS_OF: dict[Kind, RateClass] = {
     Kind.RESULT: "read",
     Kind.CANCEL: "read",
     Kind.TOKEN: "read",
+    Kind.WMA: "read",  # but what opens a session has a lease, and that says otherwise
     Kind.UPLOAD_INITIATE: "upload",
 }
 _BUDGET = re.compile(r"(?P<usd>[0-9]{1,9}(?:\.[0-9]{1,6})?)/(?P<period>" + "|".join(get_args(Period)) + ")")

@@ -22,6 +22,7 @@ from fal_proxy.upstream.keys import Key, KeyPool
 
 TICK_SECONDS = 1.0
 RENEW_SECONDS = 20.0
+LOOK_SECONDS = 5.0  # at what is held
 AT_ONCE = 16
 _HOST = b"queue.fal.run"
 _HEAD_SECONDS = 30.0
@@ -45,6 +46,8 @@ class Settler:
         self._mark = mark
         self._open: set[str] = set()
         self._renewed = 0.0
+        self._held: dict[str, str] = {}  # entries by id, and the lease that each ends with
+        self._looked = 0.0
 
     def opened(self, entry_id: str) -> None:
         """Keep an entry alive while its request is being answered here."""
@@ -54,6 +57,10 @@ class Settler:
     def closed(self, entry_id: str) -> None:
         """Stop keeping it alive."""
         self._open.discard(entry_id)
+
+    def hold(self, entry_id: str, name: str) -> None:
+        """Keep an entry, and its place, until the lease of this name is over: no request of ours lasts as long."""
+        self._held[entry_id] = name
 
     async def run(self) -> None:
         """Ask and renew until cancelled."""
@@ -76,9 +83,22 @@ class Settler:
         if self._open and now - self._renewed >= RENEW_SECONDS:
             self._renewed = now
             await self._store.renew(sorted(self._open))
+        if self._held and now - self._looked >= LOOK_SECONDS:
+            self._looked = now
+            await self._look()
         due = await self._store.due(AT_ONCE)
         if due:
             await asyncio.gather(*(self._settle(job.record) for job in due))
+
+    async def _look(self) -> None:
+        """Renew what is held and goes on, in whichever process its lease was extended; settle what is over."""
+        held = list(self._held.items())  # more may come meanwhile
+        left = await asyncio.gather(*(self._store.extend(name, 0) for _, name in held))
+        over = [entry_id for (entry_id, _), seconds in zip(held, left, strict=True) if not seconds]
+        for entry_id in over:
+            await self._store.settle(entry_id, Outcome.AS_RESERVED)
+            del self._held[entry_id]
+        await self._store.renew(list(self._held))
 
     async def _settle(self, record: Record) -> None:
         try:

@@ -47,8 +47,8 @@ class Terms:
         return [Rate(key, limit, seconds) for limit, seconds in self.rates[class_].each]
 
     def concurrency_of(self, subject: str, kind: Kind) -> Concurrency:
-        """Return the limit of what the subject has in progress, realtime sessions apart from everything else."""
-        if kind is Kind.REALTIME:
+        """Return the limit of what the subject has in progress, realtime sessions and world models apart from the rest."""
+        if kind in (Kind.REALTIME, Kind.WMA):
             return Concurrency("sessions:" + subject, self.sessions)
         return Concurrency("jobs:" + subject, self.concurrent)
 

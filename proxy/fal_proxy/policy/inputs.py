@@ -15,7 +15,7 @@ import msgspec
 
 from fal_proxy.errors import Refusal
 from fal_proxy.exchange import Kind, Request, Target
-from fal_proxy.policy.endpoints import Globs, spelled_plainly
+from fal_proxy.policy.endpoints import App, Globs, plainly, spelled_plainly
 from fal_proxy.settings import InputRule
 
 Input = dict[str, Any]
@@ -45,6 +45,10 @@ class InputRules:
     def applies(self, endpoint_id: str) -> bool:
         """Say whether any rule matches, under any spelling of the endpoint."""
         return self._globs.match(spelled_plainly(endpoint_id))
+
+    def reach(self, app: App) -> bool:
+        """Say whether any rule matches the app or anything below it."""
+        return self._globs.reach(plainly(app))
 
     def judge(self, endpoint_id: str, body: bytes) -> bytes:
         """Return the body to send instead of `body`. Raises Refusal `input_denied`."""

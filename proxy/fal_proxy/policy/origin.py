@@ -38,13 +38,13 @@ class Site:
             raise Refusal("misdirected_host", "this name is not one that the proxy answers to (server.hosts)")
         return host
 
-    def address(self, request: Request) -> str:
-        """Return `scheme://host[:port]` as the outside sees us, for a request whose Host was judged."""
-        return self.origin or f"{request.scheme}://{(request.one(b'host') or b'').decode('latin-1').strip().lower()}"
-
     def is_https(self, request: Request) -> bool:
         """Say whether our public side is https."""
         return (self.origin or request.scheme).startswith("https")
+
+    def base(self, request: Request) -> str:
+        """Return what URLs to us begin with, without a final slash: public_url, else how this request, judged, came."""
+        return self.origin or f"{request.scheme}://{self.judge_host(request)}"
 
     def is_ours(self, origin: str, host: str) -> bool:
         """Say whether a page of this origin is our own: exactly public_url's, else one whose host:port is our Host."""

@@ -23,6 +23,7 @@ class CompiledPlan:
     methods: frozenset[str]
     allow_headers: frozenset[bytes]
     known: bool = True  # to the settings
+    realtime_token: bool = False
 
 
 def compile_plan(name: str, plan: Plan) -> CompiledPlan:
@@ -30,7 +31,8 @@ def compile_plan(name: str, plan: Plan) -> CompiledPlan:
     allowed = frozenset(header.lower().encode("latin-1", "replace") for header in plan.allow_headers)
     for header in sorted(allowed - OPTIONAL_UP):
         raise ValueError(f"{header.decode('latin-1')!r} is not one of {b', '.join(sorted(OPTIONAL_UP)).decode()}")
-    return CompiledPlan(name, Globs(plan.endpoints), frozenset(plan.methods), allowed)
+    globs, methods = Globs(plan.endpoints), frozenset(plan.methods)
+    return CompiledPlan(name, globs, methods, allowed, realtime_token=plan.realtime_token)
 
 
 def closed_plan(name: str) -> CompiledPlan:
@@ -38,7 +40,7 @@ def closed_plan(name: str) -> CompiledPlan:
     return CompiledPlan(name, Globs(()), frozenset(["POST"]), frozenset(), known=False)
 
 
-def permit(target: Target, plan: CompiledPlan, *, storage_mode: str, realtime_mode: str) -> None:
+def permit(target: Target, plan: CompiledPlan, *, storage_mode: str, realtime_mode: str, wma: bool = False) -> None:
     """Raise Refusal unless the plan opens the target: endpoint_denied, mode_off or webhook_denied."""
     kind = target.kind
     if not plan.known:
@@ -47,6 +49,13 @@ def permit(target: Target, plan: CompiledPlan, *, storage_mode: str, realtime_mo
         raise Refusal("endpoint_denied", f"plan {plan.name!r} does not open {target.endpoint_id}")
     if kind in (Kind.TOKEN, Kind.REALTIME) and realtime_mode == "off":
         raise Refusal("mode_off", "realtime is off (realtime.mode)")
+    if realtime_mode == "token":
+        if kind is Kind.REALTIME:
+            raise Refusal("mode_off", "sockets go to fal itself here, with a token of fal's (realtime.mode)")
+        if kind is Kind.TOKEN and not plan.realtime_token:
+            raise Refusal("mode_off", f"plan {plan.name!r} hands out no fal tokens (realtime_token)")
+    if kind is Kind.WMA and not wma:
+        raise Refusal("mode_off", "world models are off (realtime.wma)")
     if kind is Kind.UPLOAD_TOKEN and storage_mode != "relay":
         raise Refusal("mode_off", "this proxy hands out no storage tokens (storage.mode)")
     if kind is Kind.UPLOAD_INITIATE and storage_mode == "off":

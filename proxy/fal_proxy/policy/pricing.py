@@ -13,7 +13,7 @@ from decimal import Decimal
 from fractions import Fraction
 from typing import Any
 
-from fal_proxy.policy.endpoints import Globs, spelled_plainly
+from fal_proxy.policy.endpoints import App, Globs, plainly, spelled_plainly
 from fal_proxy.policy.inputs import denied, is_number
 
 MICROUSD = 1_000_000
@@ -41,6 +41,7 @@ class Prices:
         compiled = {spelled_plainly(name): _price(value) for name, value in prices.items()}
         self._default = compiled.pop("default", None)
         self._exact = {name: price for name, price in compiled.items() if "*" not in name}
+        self._counted = Globs([name for name, price in compiled.items() if price.units_from is not None])
         globs = sorted((name for name in compiled if "*" in name), key=len, reverse=True)
         self._globs = [(Globs([name]), compiled[name]) for name in globs]
 
@@ -50,6 +51,11 @@ class Prices:
         if (price := self._exact.get(plain)) is not None:
             return price
         return next((price for globs, price in self._globs if globs.match(plain)), self._default)
+
+    def reads_inputs_of(self, app: App) -> bool:
+        """Say whether the price of the app, or of anything below it, may depend on its input."""
+        counted = self._default is not None and self._default.units_from is not None
+        return counted or self._counted.reach(plainly(app))
 
     def needs_input(self, endpoint_id: str) -> bool:
         """Say whether the price depends on the input, so that the body must be read whole."""

@@ -4,10 +4,10 @@ Both spellings of a target (the `x-fal-target-url` header and the path below the
 matched whole against one grammar. Nothing is decoded, folded or repaired: a value that another parser could read in
 a second way is refused, and what is accepted is sent byte for byte. Three questions, in this order:
 
-1. Is it `https://`, one of four hosts, and a path and query of plain, canonical URI characters? (`_TARGET`, `_segments`,
+1. Is it `https://`, one of five hosts, and a path and query of plain, canonical URI characters? (`_TARGET`, `_segments`,
    `_parameters`.) Canonical means: no dot or empty segments, no escapes of characters that need none or that a server
    might decode into structure.
-2. Which shape does this host know for the path? (`_resolve_*`: run, queue, rest.)
+2. Which shape does this host know for the path? (`_resolve_*`: run, queue, rest and wma.)
 3. Does the method fit the shape? A known shape with a wrong method is 405, everything else 400.
 """
 
@@ -29,7 +29,7 @@ _SEGMENT = rb"(?:[A-Za-z0-9\-._~!$&'()*+=:@]|%[0-9A-Fa-f]{2})+"
 _QUERY = rb"(?:[A-Za-z0-9\-._~!$&'()*+,=:@/?]|%[0-9A-Fa-f]{2})+"
 _PATH_AND_QUERY = rb"(?P<path>(?:/" + _SEGMENT + rb")+/?)(?:\?(?P<query>" + _QUERY + rb"))?"
 _TARGET = re.compile(
-    rb"https://(?P<host>fal\.run|queue\.fal\.run|rest\.fal\.ai|rest\.alpha\.fal\.ai)" + _PATH_AND_QUERY
+    rb"https://(?P<host>fal\.run|queue\.fal\.run|rest\.fal\.ai|rest\.alpha\.fal\.ai|wma\.fal\.run)" + _PATH_AND_QUERY
 )
 _FILE_TARGET = re.compile(rb"https://(?P<host>[a-z0-9.\-]+)" + _PATH_AND_QUERY)
 _ESCAPE = re.compile(rb"%[0-9A-Fa-f]{2}")
@@ -61,6 +61,7 @@ _REST_PATHS = {
     b"/storage/upload/complete-multipart": Kind.UPLOAD_INITIATE,
     b"/storage/auth/token": Kind.UPLOAD_TOKEN,
 }
+_WMA_PATHS = dict.fromkeys([b"/ice", b"/session", b"/session/heartbeat"], Kind.WMA)
 
 
 def resolve(raw: bytes, method: str, methods: Collection[str] = ("POST",)) -> Target:
@@ -71,7 +72,9 @@ def resolve(raw: bytes, method: str, methods: Collection[str] = ("POST",)) -> Ta
     """
     match = _TARGET.fullmatch(raw) if len(raw) <= MAX_TARGET_BYTES else None
     if match is None:
-        raise _invalid("the target must be https:// on fal.run, queue.fal.run or rest.fal.ai, in canonical form")
+        raise _invalid(
+            "the target must be https:// on fal.run, queue.fal.run, rest.fal.ai or wma.fal.run, in canonical form"
+        )
     host, path, query = match.group("host", "path", "query")
     segments = _segments(path)
     names = _parameters(query)
@@ -118,6 +121,12 @@ def resolve_file(raw: bytes, method: str, hosts: Collection[str]) -> Target:
     if method not in ("GET", "HEAD"):
         raise _wrong_method("GET, HEAD")
     return Target(host, path, query, Kind.FILE)
+
+
+def endpoint_of(app_id: str) -> str:
+    """Return the endpoint id of an app that a body names in plain characters. Raises Refusal `invalid_target`."""
+    segments = app_id.encode().split(b"/")
+    return _endpoint_id(segments, _app_length(segments))
 
 
 def _segments(path: bytes) -> list[bytes]:
@@ -237,9 +246,9 @@ def _webhook(query: bytes | None) -> bytes | None:
 
 
 def _resolve_rest(host: bytes, path: bytes, query: bytes | None, names: list[bytes], method: str) -> Target:
-    kind = _REST_PATHS.get(path)
+    kind = (_WMA_PATHS if host == b"wma.fal.run" else _REST_PATHS).get(path)
     if kind is None or b"fal_webhook" in names:
-        raise _invalid("rest.fal.ai is open for tokens and storage uploads only")
+        raise _invalid("rest.fal.ai is open for tokens and storage uploads only, wma.fal.run for sessions")
     if method != "POST":
         raise _wrong_method("POST")
     return Target(host, path, query, kind)

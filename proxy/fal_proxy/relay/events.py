@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from fal_proxy.headers import media_type, values
+from fal_proxy.upstream.answer import Head
+
 
 class WholeCharacters:
     """Hold back at most three bytes: the beginning of a character whose rest has not arrived.
@@ -25,6 +28,13 @@ class WholeCharacters:
         """Return what is left when the stream has ended, however it ended."""
         tail, self._tail = self._tail, b""
         return tail
+
+
+def is_event_stream(head: Head) -> bool:
+    """Say whether an answer is a stream of events that can be read."""
+    types = values(head.headers, b"content-type")
+    plain = not values(head.headers, b"content-encoding")
+    return bool(types) and plain and media_type(types[0]).lower() == b"text/event-stream"
 
 
 def _unfinished(data: bytes) -> int:

@@ -22,26 +22,23 @@ once more on a fresh one; so is a request of which no byte had been written.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from contextlib import aclosing
 from dataclasses import dataclass, field, replace
-from typing import Protocol
 
-from fal_proxy.errors import ClientGone, FalProxyError, Refusal, UpstreamCut, UpstreamError, UpstreamInvalid
+from fal_proxy.errors import ClientGone, Refusal, UpstreamCut, UpstreamError, UpstreamInvalid
 from fal_proxy.exchange import Exchange, Kind, Target, Traits
-from fal_proxy.headers import Headers, billable_units, media_type, values
-from fal_proxy.relay.events import WholeCharacters
-from fal_proxy.relay.guard import KeyGuard, watched
+from fal_proxy.headers import Headers, billable_units, values
+from fal_proxy.relay.answering import Books, Respond, answer
+from fal_proxy.relay.guard import KeyGuard
 from fal_proxy.relay.inbound import Inbound, Send
-from fal_proxy.relay.whole import Whole, read_whole
+from fal_proxy.relay.whole import read_whole
 from fal_proxy.upstream.answer import Head
 from fal_proxy.upstream.dial import Origin
 from fal_proxy.upstream.engine import Call, Engine
 from fal_proxy.upstream.keys import Key
 
 JSON_WHOLE_BYTES = 256 * 1024
-_WATCHED = frozenset([Kind.STATUS, Kind.STATUS_STREAM, Kind.CANCEL])  # the books learn from what passes
 RUN_HEAD_SECONDS = 3600.0
+_HEAD_SECONDS = {Kind.RUN: RUN_HEAD_SECONDS, Kind.STREAM: RUN_HEAD_SECONDS, Kind.WMA: 120.0}  # WMA: the client's own
 DEPARTED_SECONDS = 10.0
 
 
@@ -54,7 +51,7 @@ class Patience:
 
     def until_head(self, kind: Kind) -> float:
         """Return the head's deadline: a run answers only when the work is done."""
-        return max(RUN_HEAD_SECONDS, self.head_seconds) if kind in (Kind.RUN, Kind.STREAM) else self.head_seconds
+        return max(_HEAD_SECONDS.get(kind, 0), self.head_seconds)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,39 +66,28 @@ class Outgoing:
     announced_bytes: int | None  # by the caller; 0: no body, None: chunked
     judged: bytes | None = None  # what was read and judged: a JSON body of ours, or the first bytes of an upload
     key: Key | None = None  # whose field is the last of `headers`
+    queue_base: bytes | None = None  # what the queue URLs in the answer shall begin with instead of fal's own host
 
     def signed(self, key: Key) -> Outgoing:
         """Return the request with a fal key, which goes last."""
         fields = [*self.headers, key.field]
         # In full: `replace` costs twice as much, and every request comes through here.
         return Outgoing(
-            self.method, self.origin, self.path_and_query, fields, self.target, self.announced_bytes, self.judged, key
+            self.method,
+            self.origin,
+            self.path_and_query,
+            fields,
+            self.target,
+            self.announced_bytes,
+            self.judged,
+            key,
+            self.queue_base,
         )
 
     def rebuilt(self, body: bytes) -> Outgoing:
         """Return the request with this JSON body, called JSON, instead of the caller's."""
         kept = [pair for pair in self.headers if pair[0] != b"content-type"]
         return replace(self, headers=[(b"content-type", b"application/json"), *kept], judged=body)
-
-
-class Reset(FalProxyError):
-    """Upstream broke after the head went down: the caller's connection must end unclean."""
-
-
-Respond = Callable[[int, Headers], Awaitable[None]]
-
-
-class Books(Protocol):
-    """Whoever learns from answers before they go down."""
-
-    async def answered(self, status: int, body: bytes) -> None:
-        """Take an answer that was read whole. Raises UpstreamError when it must not go down."""
-
-    async def passing(self, data: bytes) -> None:
-        """Take a piece of an answer that is not read whole, before it goes down."""
-
-    async def ended(self) -> None:
-        """Learn that the answer is whole, before its last byte goes down: the caller may ask again at once."""
 
 
 async def relay(
@@ -127,7 +113,8 @@ async def relay(
     try:
         try:
             call, head = await _ask(engine, outgoing, upload, first, patience.until_head(kind), exchange)
-            whole = await read_whole(call, head, kind, patience.body_idle_seconds)
+            base = outgoing.queue_base if 200 <= head.status < 300 else None
+            whole = await read_whole(call, head, kind, patience.body_idle_seconds, rewritten=base is not None)
             exchange.whole = whole.ended
             if outgoing.key is not None:
                 said = whole.body if whole.ended else b""
@@ -141,7 +128,7 @@ async def relay(
             raise refusal_for(error, kind.traits) from error
         if inbound.gone:
             raise ClientGone
-        await _answer(call, head, whole, send, respond, patience.body_idle_seconds, exchange, books, guard)
+        await answer(call, head, whole, send, respond, patience.body_idle_seconds, exchange, books, guard, base)
     finally:
         upload.close()
 
@@ -263,54 +250,3 @@ async def _open(engine: Engine, outgoing: Outgoing, exchange: Exchange, *, fresh
         return call
     finally:
         exchange.dialled_seconds = None if exchange.reused else exchange.clock() - began
-
-
-async def _answer(
-    call: Call,
-    head: Head,
-    whole: Whole,
-    send: Send,
-    respond: Respond,
-    idle_seconds: float,
-    exchange: Exchange,
-    books: Books,
-    guard: KeyGuard,
-) -> None:
-    """Send the answer down: head, what was read, and the rest as it comes."""
-    bodiless = head.status in (204, 304)
-    fields = (
-        [field for field in head.headers if field[0] != b"content-length"] if whole.ended or bodiless else head.headers
-    )
-
-    async def pass_on(data: bytes, *, more: bool = True) -> None:
-        exchange.bytes_down += len(data)
-        await send({"type": "http.response.body", "body": data, "more_body": more})
-
-    if whole.ended:
-        await respond(head.status, fields if bodiless else [*fields, (b"content-length", b"%d" % len(whole.body))])
-        await pass_on(whole.body, more=False)
-        return
-    await respond(head.status, fields)
-    characters = WholeCharacters() if _is_event_stream(head) else None
-    tells = exchange.kind in _WATCHED
-    try:
-        async with aclosing(watched(whole.body, lambda: call.read(idle_seconds), guard.watch())) as pieces:
-            async for data in pieces:
-                if characters is not None and not (data := characters.feed(data)):
-                    continue
-                if tells:
-                    await books.passing(data)
-                await pass_on(data)
-    except (UpstreamError, Refusal) as error:  # a Refusal: the body that was still going up broke its cap
-        if characters is not None and (rest := characters.rest()):
-            await pass_on(rest)
-        raise Reset(error.detail) from error
-    exchange.whole = True
-    await books.ended()
-    await pass_on(characters.rest() if characters is not None else b"", more=False)
-
-
-def _is_event_stream(head: Head) -> bool:
-    types = values(head.headers, b"content-type")
-    plain = not values(head.headers, b"content-encoding")
-    return bool(types) and plain and media_type(types[0]).lower() == b"text/event-stream"

@@ -14,20 +14,22 @@ What must never happen here, and where it is prevented:
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
-from fal_proxy.errors import Refusal, UpstreamError, close_code
+from fal_proxy.errors import ClientGone, Refusal, UpstreamError, close_code
 from fal_proxy.exchange import Ending, Exchange
 from fal_proxy.relay.guard import KeyGuard
-from fal_proxy.relay.inbound import Receive, Send
+from fal_proxy.relay.inbound import OnDeparture, Receive, Send
 from fal_proxy.stores import SLOTS
 from fal_proxy.stores.windows import Window
-from fal_proxy.upstream.websocket import NO_CODE, NO_FRAME, SENDABLE_CODES, Closing, Message, Socket
+from fal_proxy.upstream.websocket import CLOSE_SECONDS, NO_CODE, NO_FRAME, SENDABLE_CODES, Closing, Message, Socket
 
 LEASE_SECONDS = 60.0
 PING_SECONDS = 20.0
+TURN_MESSAGES = 16  # that may wait already; then others have their turn
 _REASON_BYTES = 123  # of a close frame (RFC 6455 §5.5)
 Lease = Callable[[], Awaitable[None]]
 
@@ -40,14 +42,21 @@ class Terms(NamedTuple):
     idle_seconds: float
 
 
+class ServerExtension(NamedTuple):
+    """What our own server can do beyond ASGI: end without a close frame, tell of a departure behind unread bytes."""
+
+    break_off: Callable[[], None] | None = None
+    on_departure: OnDeparture | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class CallerSocket:
-    """The caller's end, as ASGI has it; `reset` and a close without a code exist under our own server only."""
+    """The caller's end, as ASGI has it. `gone` is set once they have left, where the server can tell."""
 
     receive_event: Receive
     send_event: Send
-    reset: Callable[[], None] | None = None
-    closes_without_code: bool = False
+    break_off: Callable[[], None] | None = None  # under our own server, which can close without a code, too
+    gone: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def receive(self) -> Message | Closing:
         """Return the caller's next message, or how they ended."""
@@ -58,20 +67,32 @@ class CallerSocket:
         return Message(data, text=False) if data is not None else Message(event["text"].encode(), text=True)
 
     async def send(self, message: Message) -> None:
-        """Send a message. Raises UnicodeDecodeError for text that is none."""
-        if message.text:
-            await self.send_event({"type": "websocket.send", "text": message.data.decode()})
-        else:
-            await self.send_event({"type": "websocket.send", "bytes": message.data})
+        """Send a message. Raises UnicodeDecodeError for text that is none, ClientGone when the socket is over."""
+        event = {"text": message.data.decode()} if message.text else {"bytes": message.data}
+        await self._send({"type": "websocket.send", **event})
 
     async def close(self, code: int, reason: str) -> None:
-        """Send a close frame, or cut the connection for NO_FRAME."""
-        if code == NO_FRAME and self.reset is not None:
-            self.reset()
-            return
-        if code not in SENDABLE_CODES:
-            code = NO_CODE if self.closes_without_code and code == NO_CODE else 1000 if code == NO_CODE else 1011
-        await self.send_event({"type": "websocket.close", "code": code, "reason": shortened(reason)})
+        """Send a close frame, or none for NO_FRAME. Somebody who reads nothing is not waited for."""
+        ours = self.break_off is not None
+        if code not in SENDABLE_CODES and not (ours and code in (NO_CODE, NO_FRAME)):
+            code = 1000 if code == NO_CODE else 1011
+        if code != NO_FRAME:
+            try:
+                async with asyncio.timeout(CLOSE_SECONDS):
+                    await self._send({"type": "websocket.close", "code": code, "reason": shortened(reason)})
+                return
+            except ClientGone:
+                return
+            except TimeoutError:
+                pass
+        if self.break_off is not None:
+            self.break_off()
+
+    async def _send(self, event: dict[str, Any]) -> None:
+        try:
+            await self.send_event(event)
+        except OSError as error:  # what ASGI servers raise once the socket is over
+            raise ClientGone from error
 
 
 async def relay_socket(
@@ -121,7 +142,9 @@ class _Session:
 
     async def to_upstream(self) -> _End:
         """Pass the caller's messages on until they end, or send too many."""
-        while True:
+        for count in itertools.count(1):
+            if count % TURN_MESSAGES == 0:
+                await asyncio.sleep(0)
             message = await self._caller.receive()
             if isinstance(message, Closing):
                 gone = message.code == NO_FRAME
@@ -135,15 +158,18 @@ class _Session:
                 window.hit(slot)
             self._exchange.bytes_up += len(message.data)
             self._upstream.send(message)
-            if self._upstream.write_paused:
-                await self._upstream.drained()
+            if self._upstream.write_paused and not await self._drained():
+                return _GONE
+        raise AssertionError("the count has no end")
 
     async def to_caller(self) -> _End:
         """Pass upstream's messages on until it ends."""
-        while True:
+        for count in itertools.count(1):
+            if count % TURN_MESSAGES == 0:
+                await asyncio.sleep(0)
             message = await self._upstream.receive()
             if isinstance(message, Closing):
-                return _End("fal", message, Ending.CUT if message.code == NO_FRAME else Ending.COMPLETE)
+                return _End("fal", message, Ending.CUT if message.broken else Ending.COMPLETE)
             self._heard = self._clock()
             try:
                 self._guard.judge(message.data)
@@ -152,7 +178,20 @@ class _Session:
                 return _refused(Refusal(error.error_type, error.detail))
             except UnicodeDecodeError:
                 return _refused(Refusal("upstream_invalid", "fal sent text that is not UTF-8"))
+            except ClientGone:
+                return _GONE
             self._exchange.bytes_down += len(message.data)
+        raise AssertionError("the count has no end")
+
+    async def _drained(self) -> bool:
+        """Wait until upstream takes more; False when the caller has left meanwhile, which no message tells then."""
+        waits = [asyncio.create_task(self._upstream.drained()), asyncio.create_task(self._caller.gone.wait())]
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+            return waits[0].done()
+        finally:
+            for wait in waits:
+                wait.cancel()
 
     async def watch(self, pumps: list[asyncio.Task[_End]], stop: asyncio.Task[bool], lease: Lease) -> _End:
         """Wait for the first reason to end."""
@@ -185,14 +224,17 @@ class _Session:
 
     async def end(self, end: _End) -> None:
         """End the other side as this one ended, or both for a reason of ours."""
-        code, reason = end.closing
+        code, reason = end.closing[:2]
         self._exchange.ending = end.ending
         self._exchange.reason = f"closed with {code} by {'fal' if end.by == 'fal' else 'the ' + end.by}: {reason}"
         if end.by != "fal":
-            self._upstream.close(code if end.by == "caller" else 1000)
+            self._upstream.close(*(end.closing[:2] if end.by == "caller" else (1000, "")))
         if end.by == "caller":
             return
         await self._caller.close(code, reason)
+
+
+_GONE = _End("caller", Closing(NO_FRAME), Ending.CLIENT_GONE)
 
 
 def _refused(refusal: Refusal) -> _End:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from fal_proxy.errors import UpstreamInvalid
 from fal_proxy.exchange import Kind
 from fal_proxy.headers import media_type, values
+from fal_proxy.relay.events import is_event_stream
 from fal_proxy.upstream.answer import Head
 from fal_proxy.upstream.engine import Call
 
@@ -23,17 +24,19 @@ class Whole:
     ended: bool
 
 
-async def read_whole(call: Call, head: Head, kind: Kind, idle_seconds: float) -> Whole:
-    """Read as much of the answer as its head depends on."""
+async def read_whole(call: Call, head: Head, kind: Kind, idle_seconds: float, *, rewritten: bool) -> Whole:
+    """Read as much of the answer as its head depends on: on its length, too, where the body is to be rewritten."""
+    if (kind.traits.answer_whole or rewritten) and values(head.headers, b"content-encoding"):
+        raise UpstreamInvalid("upstream encoded an answer that must be read", written=True)
     if kind.traits.answer_whole:
-        if values(head.headers, b"content-encoding"):
-            raise UpstreamInvalid("upstream encoded an answer that must be read", written=True)
         whole = await _read_up_to(call, ANSWER_WHOLE_BYTES, idle_seconds)
         if not whole.ended:
             raise UpstreamInvalid("upstream's answer is too large", written=True)
         return whole
     if head.status in (401, 403):  # what may say that our key is refused
         return await _read_up_to(call, REFUSAL_WHOLE_BYTES, idle_seconds)
+    if rewritten and not is_event_stream(head):
+        return await _read_up_to(call, ANSWER_WHOLE_BYTES, idle_seconds)
     types = values(head.headers, b"content-type")
     if kind is Kind.RUN and types and media_type(types[0]).lower() == b"application/json":
         lengths = values(head.headers, b"content-length")

@@ -186,6 +186,12 @@ class Store(Protocol):
     async def renew(self, entry_ids: Sequence[str]) -> None:
         """Keep the entries of requests that are still being answered by this process from being taken for lost."""
 
+    async def extend(self, name: str, seconds: float) -> float:
+        """Cover `name` for `seconds` from now, at least; return how many of the seconds to come were covered already.
+
+        With 0 seconds it only asks. One step: of two that extend at once, the second finds what the first has covered.
+        """
+
     async def ping(self) -> None:
         """Return if the store answers."""
 

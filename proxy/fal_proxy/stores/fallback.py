@@ -64,6 +64,10 @@ class FallbackStore:
         """Renew what the shared store admitted."""
         await self._shared.renew([entry_id for entry_id in entry_ids if entry_id not in self._local_entries])
 
+    async def extend(self, name: str, seconds: float) -> float:
+        """Extend in the shared store only: what is covered is paid for."""
+        return await self._shared.extend(name, seconds)
+
     async def ping(self) -> None:
         """Ask the shared store."""
         await self._shared.ping()

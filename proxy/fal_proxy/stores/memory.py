@@ -178,6 +178,15 @@ class MemoryStore:
         for entry_id in entry_ids:
             self.state.renew(entry_id, now + REQUEST_LEASE_SECONDS)
 
+    async def extend(self, name: str, seconds: float) -> float:
+        """Cover a name for a while; what is not on disk at a crash is only covered, and paid for, once more."""
+        now = self._tick()
+        left = max(self.state.covers.get(name, now) - now, 0.0)
+        if seconds > left:
+            self.state.cover(name, now + seconds)
+            self._flush()
+        return left
+
     async def ping(self) -> None:
         """Raise StoreUnavailable when the journal can no longer be written."""
         if self._journal is not None:

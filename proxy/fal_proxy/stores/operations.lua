@@ -220,6 +220,15 @@ function operations.renew(entry_ids)
   end
 end
 
+function operations.extend(extension)
+  local name, seconds = P .. 'cover:' .. extension[1], extension[2]
+  local left = math.max(tonumber(call('GET', name) or now) - now, 0)
+  if seconds > left then
+    call('SET', name, exactly(now + seconds), 'PX', math.ceil(seconds * 1000))
+  end
+  return left
+end
+
 function operations.running(periods)
   local answer = {}
   for at, period in ipairs(periods) do

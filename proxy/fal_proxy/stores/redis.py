@@ -11,6 +11,7 @@ Keys, all under `fal-proxy:`, and when they end:
     record:<request id>            one ownership; 24 h
     owner:<identity>, records      request ids by age, to evict a flood's oldest; 24 h after the last
     leases                         entry ids by the end of their lease; 26 h after the last
+    cover:<name>                   until when something is covered; then
     asks                           request ids by the settler's next question; 24 h after the last
 
 Every operation is one script and one round trip; its time is Redis' own. Redis must not evict (`maxmemory-policy
@@ -164,6 +165,10 @@ class RedisStore:
         """Extend the leases of entries that this process still answers; call it at least every 30 s."""
         if entry_ids:
             await self._run("renew", entry_ids)
+
+    async def extend(self, name: str, seconds: float) -> float:
+        """Cover a name for a while; return what was covered already."""
+        return float(await self._ask("extend", (name, seconds), float))
 
     async def running(self, periods: Sequence[str]) -> list[tuple[str, float | None]]:
         """Return the scripts' idea of each period's label and end: `periods` in Lua, to be compared."""

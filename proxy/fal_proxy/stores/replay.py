@@ -101,6 +101,7 @@ def snapshot(state: State) -> Iterator[Put]:
     for name in list(state.purses):
         if (purse := state.purses.get(name)) is not None:
             yield ("purse", name, purse.spent, purse.reserved, purse.ends)
+    yield from [("cover", name, ends) for name, ends in state.covers.items()]
     for entry_id in list(state.entries):
         if (entry := state.entries.get(entry_id)) is not None:
             yield entry_put(entry)
@@ -116,8 +117,8 @@ def snapshot(state: State) -> Iterator[Put]:
 def apply(state: State, put: Put) -> None:
     """Repeat what was written down. Raises ValueError for what this version does not know."""
     kind, *values = put
-    if kind == "hit":
-        state.hit(*values)
+    if kind in ("hit", "cover"):
+        getattr(state, kind)(*values)
     elif kind == "window":
         state.windows.setdefault(values[1], OrderedDict())[values[0]] = Window.load(values[2])
     elif kind == "purse":

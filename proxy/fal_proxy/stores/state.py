@@ -47,6 +47,8 @@ class State:
     leases: list[tuple[float, str]] = field(default_factory=list)  # of jobs
     _leases_from: float = 0.0  # no lease in `requests` ends before
     _purse_ends: list[tuple[float, Name]] = field(default_factory=list)
+    covers: dict[str, float] = field(default_factory=dict)  # until when each is covered
+    _cover_ends: list[tuple[float, str]] = field(default_factory=list)
     _puts: list[Put] = field(default_factory=list)
 
     def note_clock(self, now: float) -> None:
@@ -150,6 +152,12 @@ class State:
         self.purses[name] = purse
         if purse.ends is not None:
             heapq.heappush(self._purse_ends, (purse.ends + _PURSE_GRACE_SECONDS, name))
+
+    def cover(self, name: str, ends: float) -> None:
+        """Cover a name until then."""
+        self.covers[name] = ends
+        heapq.heappush(self._cover_ends, (ends, name))
+        self._put("cover", name, ends)
 
     # Records and jobs
 
@@ -256,6 +264,10 @@ class State:
             _, name = heapq.heappop(self._purse_ends)
             self.purses.pop(name, None)
             self._put("no purse", name)
+        while self._cover_ends and self._cover_ends[0][0] <= now:
+            end, covered = heapq.heappop(self._cover_ends)
+            if self.covers.get(covered) == end:
+                del self.covers[covered]  # a replay ends it by itself
 
     def drop_record(self, request_id: str) -> None:
         """Forget a record; its entry ends with its lease if it is still open."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
+from collections.abc import Callable
 from typing import NamedTuple
 
 from websockets.client import ClientProtocol
@@ -26,6 +27,9 @@ from fal_proxy.upstream.connection import HIGH_WATER_BYTES, Connection
 from fal_proxy.upstream.dial import Dialer, Origin
 
 MESSAGE_BYTES = 16 * 1024 * 1024  # the largest that upstream may send
+SLICE_BYTES = 16 * 1024  # parsed at once: frames can be as short as two bytes
+TURN_SECONDS = 0.002  # of parsing, before others have their turn
+MESSAGE_OVERHEAD_BYTES = 128  # what an empty one takes of our memory
 HANDSHAKE_SECONDS = 90.0  # a cold start; what fal's own Python client waits
 CLOSE_SECONDS = 10.0  # for upstream to answer our close frame
 NO_CODE, NO_FRAME = 1005, 1006
@@ -47,6 +51,7 @@ class Closing(NamedTuple):
 
     code: int
     reason: str = ""
+    broken: bool = False  # without a close frame of theirs
 
 
 class Denied(NamedTuple):
@@ -65,12 +70,14 @@ class Socket:
         self._protocol = protocol
         self._messages: deque[Message | Closing] = deque()
         self._waiting_bytes = 0
-        self._parts: list[bytes] = []
+        self._partial = bytearray()  # of a message
         self._is_text = False
         self._waiter: asyncio.Future[None] | None = None
         self._response: Response | None = None
         self.headers: Headers = []  # of the 101
         self._ended = False
+        self._unread = bytearray()  # received, and not parsed yet
+        self._turn: asyncio.Handle | None = None
         self._unanswered_pings = 0
         self._timer: asyncio.TimerHandle | None = None
 
@@ -81,9 +88,9 @@ class Socket:
         message = self._messages[0]
         if isinstance(message, Message):
             self._messages.popleft()
-            self._waiting_bytes -= len(message.data)
+            self._waiting_bytes -= len(message.data) + MESSAGE_OVERHEAD_BYTES
             if self._waiting_bytes < HIGH_WATER_BYTES:
-                self._connection.resume_reading()
+                self._read()
         return message
 
     def send(self, message: Message) -> None:
@@ -108,6 +115,8 @@ class Socket:
 
     def ping(self) -> bool:
         """Ask whether upstream is still there; False when it has not answered the last two times."""
+        if self._waiting_bytes >= HIGH_WATER_BYTES:
+            return True  # nothing is read now, and the answer lies behind what waits
         if self._unanswered_pings >= 2:
             return False
         if self._protocol.state is State.OPEN:
@@ -129,7 +138,7 @@ class Socket:
         except InvalidState:
             return
         self._flush()
-        self._timer = asyncio.get_running_loop().call_later(CLOSE_SECONDS, self.abort)
+        self._expect_end()
 
     def abort(self) -> None:
         """End at once."""
@@ -141,18 +150,14 @@ class Socket:
 
     def on_bytes(self, data: bytes) -> None:
         """Take what arrived."""
-        if self._ended:
-            return
-        self._protocol.receive_data(data)
-        self._take_events()
-        self._flush()
-        if self._protocol.handshake_exc is not None or self._protocol.parser_exc is not None:
-            self._end()
-        elif self._waiting_bytes >= HIGH_WATER_BYTES:
-            self._connection.pause_reading()
+        if not self._ended:
+            self._unread += data
+            self._read()
 
     def on_end(self) -> None:
         """Learn that upstream closed its direction."""
+        if not self._ended:
+            self._parse(len(self._unread))
         if not self._ended:
             self._protocol.receive_eof()
             self._take_events()
@@ -161,9 +166,37 @@ class Socket:
 
     def on_lost(self, reason: str) -> None:
         """Learn that the connection is gone."""
+        if not self._ended:
+            self._parse(len(self._unread))
+        self._end()
         if self._timer is not None:
             self._timer.cancel()
-        self._end()
+
+    def _read(self) -> None:
+        """Parse a little at a time, so that no flood of tiny frames keeps other sessions waiting."""
+        if self._turn is not None:
+            self._turn.cancel()
+            self._turn = None
+        loop = asyncio.get_running_loop()
+        ends = loop.time() + TURN_SECONDS
+        while self._unread and self._waiting_bytes < HIGH_WATER_BYTES and not self._ended:
+            if loop.time() >= ends:
+                self._turn = loop.call_soon(self._read)
+                break
+            self._parse(SLICE_BYTES)
+        if (self._unread or self._waiting_bytes >= HIGH_WATER_BYTES) and not self._ended:
+            self._connection.pause_reading()
+        else:
+            self._connection.resume_reading()
+
+    def _parse(self, size: int) -> None:
+        data = bytes(self._unread[:size])
+        del self._unread[:size]
+        self._protocol.receive_data(data)
+        self._take_events()
+        self._flush()
+        if self._protocol.handshake_exc is not None or self._protocol.parser_exc is not None:
+            self._end()
 
     def _take_events(self) -> None:
         for event in self._protocol.events_received():
@@ -181,11 +214,13 @@ class Socket:
         elif frame.opcode is not Opcode.PING:
             if frame.opcode is not Opcode.CONT:
                 self._is_text = frame.opcode is Opcode.TEXT
-            self._parts.append(bytes(frame.data))
+            whole = frame.fin and frame.opcode is not Opcode.CONT
+            if not whole:
+                self._partial += frame.data
             if frame.fin:
-                data = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
-                self._parts = []
-                self._waiting_bytes += len(data)
+                data = bytes(frame.data if whole else self._partial)
+                self._partial.clear()
+                self._waiting_bytes += len(data) + MESSAGE_OVERHEAD_BYTES
                 self._messages.append(Message(data, self._is_text))
                 self._wake()
 
@@ -193,15 +228,22 @@ class Socket:
         if self._ended:
             return
         self._ended = True
+        self._unread.clear()
         received = self._protocol.close_rcvd
         failed = self._protocol.parser_exc is not None and self._protocol.close_sent is not None
-        if received is not None:
+        if failed and (sent := self._protocol.close_sent) is not None:
+            code = 1009 if sent.code == 1009 else 1011
+            self._messages.append(Closing(code, "fal broke the protocol of WebSockets", broken=True))
+        elif received is not None:
             self._messages.append(Closing(received.code, received.reason))
-        elif failed and (sent := self._protocol.close_sent) is not None:
-            self._messages.append(Closing(sent.code, "upstream broke the protocol"))
         else:
-            self._messages.append(Closing(NO_FRAME))
+            self._messages.append(Closing(NO_FRAME, broken=True))
+        self._expect_end()
         self._wake()
+
+    def _expect_end(self) -> None:
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(CLOSE_SECONDS, self.abort)
 
     def _flush(self) -> None:
         for data in self._protocol.data_to_send():
@@ -232,8 +274,16 @@ class Socket:
         return self._response
 
 
-async def open_socket(dialer: Dialer, origin: Origin, path_and_query: bytes, headers: Headers) -> Socket | Denied:
+async def open_socket(
+    dialer: Dialer,
+    origin: Origin,
+    path_and_query: bytes,
+    headers: Headers,
+    on_written: Callable[[], None] = lambda: None,
+) -> Socket | Denied:
     """Open a WebSocket to `origin`; the fields in `headers` are sent after those of the handshake, in their order.
+
+    `on_written` is called once the request goes out.
 
     Raises UpstreamError (`written` once the request went out). A 101 that does not fit our key is UpstreamInvalid.
     """
@@ -247,11 +297,12 @@ async def open_socket(dialer: Dialer, origin: Origin, path_and_query: bytes, hea
     fields = Fields([host, *own, *passed])
     connection = await dialer.connect(origin)
     socket = Socket(connection, protocol)
+    on_written()
     try:
         async with asyncio.timeout(HANDSHAKE_SECONDS):
             response = await socket._shake_hands(Request(path_and_query.decode("ascii"), fields))
         if response.status_code == 101:
-            if protocol.state is not State.OPEN:
+            if protocol.handshake_exc is not None:
                 raise UpstreamInvalid("upstream answered 101 and did not complete the handshake", written=True)
             socket.headers = _pairs(response)
             return socket

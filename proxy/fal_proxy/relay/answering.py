@@ -1,0 +1,91 @@
+"""The way down of one exchange: the head, what was read of the body before it, and the rest as it comes."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from contextlib import aclosing
+from typing import Protocol
+
+from fal_proxy.errors import FalProxyError, Refusal, UpstreamError
+from fal_proxy.exchange import Exchange, Kind
+from fal_proxy.headers import Headers
+from fal_proxy.relay.events import WholeCharacters, is_event_stream
+from fal_proxy.relay.guard import KeyGuard, watched
+from fal_proxy.relay.inbound import Send
+from fal_proxy.relay.rewrite import PointedBack, point_back
+from fal_proxy.relay.whole import Whole
+from fal_proxy.upstream.answer import Head
+from fal_proxy.upstream.engine import Call
+
+_WATCHED = frozenset([Kind.STATUS, Kind.STATUS_STREAM, Kind.CANCEL])  # the books learn from what passes
+
+
+class Reset(FalProxyError):
+    """Upstream broke after the head went down: the caller's connection must end unclean."""
+
+
+Respond = Callable[[int, Headers], Awaitable[None]]
+
+
+class Books(Protocol):
+    """Whoever learns from answers before they go down."""
+
+    async def answered(self, status: int, body: bytes) -> None:
+        """Take an answer that was read whole. Raises UpstreamError when it must not go down."""
+
+    async def passing(self, data: bytes) -> None:
+        """Take a piece of an answer that is not read whole, before it goes down."""
+
+    async def ended(self) -> None:
+        """Learn that the answer is whole, before its last byte goes down: the caller may ask again at once."""
+
+
+async def answer(
+    call: Call,
+    head: Head,
+    whole: Whole,
+    send: Send,
+    respond: Respond,
+    idle_seconds: float,
+    exchange: Exchange,
+    books: Books,
+    guard: KeyGuard,
+    queue_base: bytes | None,
+) -> None:
+    """Send the answer down: head, what was read, and the rest as it comes. Raises Reset when upstream breaks meanwhile.
+
+    With a `queue_base`, its queue URLs begin with that. Guard and books have seen them as fal wrote them.
+    """
+    shape: WholeCharacters | PointedBack | None = None
+    if not whole.ended and is_event_stream(head):
+        shape = WholeCharacters() if queue_base is None else PointedBack(queue_base)
+    bodiless = head.status in (204, 304)
+    new_length = whole.ended or bodiless or isinstance(shape, PointedBack)
+    fields = [field for field in head.headers if field[0] != b"content-length"] if new_length else head.headers
+
+    async def pass_on(data: bytes, *, more: bool = True) -> None:
+        exchange.bytes_down += len(data)
+        await send({"type": "http.response.body", "body": data, "more_body": more})
+
+    if whole.ended:
+        body = whole.body if queue_base is None else point_back(whole.body, queue_base)
+        await respond(head.status, fields if bodiless else [*fields, (b"content-length", b"%d" % len(body))])
+        await pass_on(body, more=False)
+        return
+    await respond(head.status, fields)
+    tells = exchange.kind in _WATCHED
+    try:
+        async with aclosing(watched(whole.body, lambda: call.read(idle_seconds), guard.watch())) as pieces:
+            async for data in pieces:
+                if tells:
+                    await books.passing(data)
+                if shape is not None and not (data := shape.feed(data)):
+                    continue
+                await pass_on(data)
+    except (UpstreamError, Refusal) as error:  # a Refusal: the body that was still going up broke its cap
+        if shape is not None and (rest := shape.rest()):
+            await pass_on(rest)
+        raise Reset(error.detail) from error
+    exchange.whole = True
+    await books.ended()
+    await pass_on(shape.rest() if shape is not None else b"", more=False)

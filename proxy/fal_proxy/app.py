@@ -44,9 +44,11 @@ from fal_proxy.relay.websocket import ServerExtension, Terms
 from fal_proxy.reply import Reply
 from fal_proxy.settings import ENV_UPSTREAM, Settings, config_path
 from fal_proxy.settings import Realtime as RealtimeSettings
+from fal_proxy.storage import Storage
 from fal_proxy.stores import Store
 from fal_proxy.stores.opening import JournalError, open_store
 from fal_proxy.telemetry import Telemetry
+from fal_proxy.uploads import Uploads
 from fal_proxy.upstream.credentials import FalKey, FalKeys, fal_keys
 from fal_proxy.upstream.dial import Dialer, Route
 from fal_proxy.upstream.engine import Engine
@@ -255,7 +257,6 @@ def create_app(
         identities=_identities(settings, site, folder, environ),
         plans={name: compile_plan(name, plan) for name, plan in settings.plans.items()},
         inputs=inputs,
-        storage_mode=settings.storage.mode,
         realtime_mode=settings.realtime.mode,
         tickets=Tickets(signing, settings.realtime.token_seconds) if signing else None,
         direct=Direct(gate, inputs, prices, second, realtime.token_seconds, realtime.wma),
@@ -272,7 +273,9 @@ def create_app(
         guard=AddressGuard(),
         trusted_proxies=TrustedProxies(settings.server.trusted_proxies),
         lifecycle=Lifecycle(),
+        uploads=Uploads.of(settings, site, route, signing),
     )
+    Storage.of(settings.storage, gateway).open()
     admin = Admin(settings.admin.host, admin_token(environ, []), telemetry.metrics)
     return App(gateway, _realtime(settings.realtime, gateway, dialer), admin, settings.realtime.max_message_bytes)
 

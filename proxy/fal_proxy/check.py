@@ -25,6 +25,7 @@ from fal_proxy.policy import inputs, pricing
 from fal_proxy.policy.endpoints import Globs
 from fal_proxy.policy.origin import Site
 from fal_proxy.policy.plans import compile_plan
+from fal_proxy.policy.uploads import UploadRules
 from fal_proxy.relay.guard import RUN_CHARS
 from fal_proxy.settings import (
     ENV_ADMIN_TOKEN,
@@ -32,12 +33,15 @@ from fal_proxy.settings import (
     ENV_UPSTREAM,
     Plan,
     Settings,
+    Storage,
     config_path,
 )
 from fal_proxy.stores.opening import folder_of, is_shared
 from fal_proxy.upstream.credentials import FalKey, FalKeys, fal_keys, is_sendable, secret_half
 from fal_proxy.upstream.dial import Route
 
+_FILE_HOST = re.compile(r"(?:[a-z0-9\-]+\.)+[a-z0-9\-]*[a-z][a-z0-9\-]*")
+_CALLED_WITH_THE_KEY = ("fal.run", "queue.fal.run", "rest.fal.ai", "rest.alpha.fal.ai", "wma.fal.run")
 _MOUNT = re.compile(r"(?:/(?!\.\.?(?:/|$))[A-Za-z0-9\-._~]+)+")
 
 
@@ -85,6 +89,7 @@ def examine(
     _judge_plans(report)
     _judge_money(report)
     _judge_realtime(report)
+    _judge_storage(report, environ)
     _judge_state(report, config_path(config, environ).parent)
     for index, rule in enumerate(report.settings.inputs):
         for fault in inputs.faults(rule):
@@ -206,6 +211,28 @@ def _judge_realtime(report: Report) -> None:
         )
     if not handing:
         report.warn("realtime.mode", "no plan has realtime_token, so realtime is closed to everybody")
+
+
+def _judge_storage(report: Report, environ: Mapping[str, str]) -> None:
+    storage = report.settings.storage
+    if storage.mode == "relay":
+        told_already = "anonymous" in report.settings.identity.sources
+        if not signing_secrets(environ, [] if told_already else report.findings) and not told_already:
+            report.error(ENV_SECRET, "relayed uploads need a signing secret: set it to 32 random bytes, in hex")
+        if not report.settings.server.public_url:
+            report.warn(
+                "server.public_url", "is empty: upload URLs begin with the socket's scheme and the request's Host"
+            )
+    if storage.max_upload_bytes < 1:
+        report.error("storage.max_upload_bytes", "must be at least 1")
+    report.attempt("storage.content_types", partial(UploadRules, storage.content_types))
+    if not storage.hosts and (storage.mode == "relay" or storage.serve_files):
+        report.error("storage.hosts", "is empty, so that nothing can be relayed")
+    for host in storage.hosts:
+        if not _FILE_HOST.fullmatch(host) or host in _CALLED_WITH_THE_KEY:
+            report.error("storage.hosts", f"{host!r} is no file host: a name in lower case, without scheme and port")
+        elif host not in Storage().hosts:
+            report.warn("storage.hosts", f"{host} is no file host of fal's that we know; what is relayed goes there")
 
 
 def _judge_state(report: Report, folder: Path) -> None:

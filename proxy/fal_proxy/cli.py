@@ -35,6 +35,7 @@ from fal_proxy.settings import (
     Plan,
     Server,
     Settings,
+    Storage,
     config_path,
 )
 from fal_proxy.telemetry.access import LOGGER as ACCESS_LOGGER
@@ -136,6 +137,7 @@ def dev(port: int) -> None:
             server=Server(hosts=("localhost", "127.0.0.1", "[::1]")),
             identity=Identity(sources=("key", "anonymous"), key=KeySource(file=str(Path(folder) / "users.toml"))),
             plans={"default": Plan(endpoints=("**",), methods=("POST", "GET", "PUT", "DELETE", "PATCH"))},
+            storage=Storage(mode="relay", serve_files=True),
         )
         environ = {ENV_SECRET: secrets.token_hex(32), ENV_UPSTREAM: fal.url}
         app = create_app(settings, environ=environ, key=Secret(f"{uuid.uuid4()}:{secrets.token_hex(16)}"))

@@ -40,6 +40,8 @@ class Kind(enum.Enum):
     WMA = "wma"
     UPLOAD_INITIATE = "upload_initiate"
     UPLOAD_TOKEN = "upload_token"
+    UPLOAD_PART = "upload_part"
+    FILE = "file"
 
     __hash__ = object.__hash__  # members are singletons, and Enum's own is a Python call in every lookup
 
@@ -62,6 +64,8 @@ _TRAITS = {
     Kind.WMA: Traits(paid=True, json_body=True, answer_whole=True, survives_departure=True),
     Kind.UPLOAD_INITIATE: Traits(paid=False, json_body=True, answer_whole=True, survives_departure=True),
     Kind.UPLOAD_TOKEN: Traits(paid=False, json_body=True, answer_whole=True, survives_departure=False),
+    Kind.UPLOAD_PART: Traits(paid=False, json_body=False, answer_whole=True, survives_departure=False),
+    Kind.FILE: Traits(paid=False, json_body=False, answer_whole=False, survives_departure=False),
 }
 
 

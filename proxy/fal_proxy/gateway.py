@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import msgspec
 
@@ -31,6 +32,7 @@ from fal_proxy.identity.network import TrustedProxies
 from fal_proxy.identity.ticket import Tickets
 from fal_proxy.lifecycle import Lifecycle, Stage
 from fal_proxy.policy import tokens
+from fal_proxy.policy.arrival import address, announced_bytes, is_preflight
 from fal_proxy.policy.inputs import Input, InputRules, carries_input, decode_input, encode_input, judge_shape
 from fal_proxy.policy.origin import Site, judge_cross_site
 from fal_proxy.policy.plans import CompiledPlan, closed_plan, permit
@@ -42,17 +44,31 @@ from fal_proxy.relay.http import Outgoing, Patience, relay
 from fal_proxy.relay.inbound import Inbound, OnDeparture, Receive, Send
 from fal_proxy.reply import Reply
 from fal_proxy.telemetry import Telemetry
+from fal_proxy.uploads import RewrittenAnswer, Uploads
 from fal_proxy.upstream.dial import Route
 from fal_proxy.upstream.engine import Engine
 from fal_proxy.upstream.keys import Key, KeyPool
 
-TARGET_HEADER = b"x-fal-target-url"
 CLIENT_PROXY = (b"x-fal-client-proxy", f"fal-proxy/{__version__}".encode())
-_MAX_LENGTH_DIGITS = 18
 _NAMES_URLS = frozenset([Kind.SUBMIT, Kind.STATUS, Kind.STATUS_STREAM])  # whose answers hold URLs that clients follow
 ACCEPT_PLAIN = (b"accept-encoding", b"identity")
 
 _log = logging.getLogger("fal_proxy")
+
+
+class Arrival(NamedTuple):
+    """A request for a route that judges its callers by itself: framing, Host and preflights are behind it."""
+
+    request: Request
+    receive: Receive
+    send: Send
+    on_departure: OnDeparture | None
+    reply: Reply
+    accepted: bool | None  # the page's origin; None: no page
+    announced: int | None  # bytes of the body; None: chunked
+
+
+Serve = Callable[[Arrival], Awaitable[None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +80,6 @@ class Gateway:
     identities: Identities
     plans: Mapping[str, CompiledPlan]
     inputs: InputRules
-    storage_mode: str
     realtime_mode: str
     tickets: Tickets | None
     direct: Direct
@@ -81,6 +96,8 @@ class Gateway:
     guard: AddressGuard
     trusted_proxies: TrustedProxies
     lifecycle: Lifecycle
+    uploads: Uploads
+    routes: dict[bytes, Serve] = field(default_factory=dict)  # by first segment: what judges its callers by itself
 
     async def handle(
         self, request: Request, receive: Receive, send: Send, on_departure: OnDeparture | None = None
@@ -100,41 +117,8 @@ class Gateway:
                 exchange.preflight = True
                 await self._answer_preflight(request, accepted, reply)
                 return
-            caller = await self.identities.identify(request)
-            exchange.caller, reply.cookie = caller, caller.set_cookie
-            plan = self.plans.get(caller.plan) or closed_plan(caller.plan)
-            exchange.plan = plan.name
-            if request.path == self.mount + b"/me":
-                await self._answer_me(request, caller, accepted, reply)
-                return
-            addressed = address(request, self.mount)
-            target = resolve(addressed.raw, request.method, plan.methods)
-            exchange.kind, exchange.endpoint_id = target.kind, target.endpoint_id
-            judge_cross_site(caller, request, origin_accepted=accepted, header_form=addressed.header_form)
-            realtime_mode, wma = self.realtime_mode, self.direct.wma
-            permit(target, plan, storage_mode=self.storage_mode, realtime_mode=realtime_mode, wma=wma)
-            if target.kind is Kind.TOKEN and realtime_mode == "relay":
-                inbound = Inbound(receive, tokens.MAX_BYTES, announced, on_departure)
-                await self._answer_ticket(request, target, caller, inbound, reply)
-                return
-            outgoing = self._prepare(request, target, plan, announced, addressed)
-            inbound = Inbound(receive, self.max_body_bytes, announced, on_departure)
-            judged = await self._judge_body(request, target, caller, plan, inbound, outgoing)
-            target, outgoing, amount, price, lease = judged
-            exchange.endpoint_id = target.endpoint_id  # a session's is in its body
-            key = None if target.request_id else self.keys.choose()  # a job has a key already
-            grant = await self.gate.admit(caller, plan.name, target, amount, price, lease)
-            reply.limits = grant.headers
-            key = key or self.keys.of_job(grant.record.key_id if grant.record else "")
-            outgoing = outgoing.signed(key)
-            account = self._account(grant, lease, exchange, caller, target, key)
-            self.settler.opened(grant.entry_id)
-            down, guard = reply.head, self.key_guard
-            try:
-                await relay(self.engine, outgoing, inbound, send, down, self.patience, exchange, account, guard)
-            finally:
-                await account.close()
-                self.settler.closed(grant.entry_id)
+            arrival = Arrival(request, receive, send, on_departure, reply, accepted, announced)
+            await self.routes.get(request.path[len(self.mount) + 1 :].partition(b"/")[0], self._relay)(arrival)
         except Refusal as refusal:
             if reply.started:
                 exchange.ending, exchange.reason = Ending.CUT, refusal.detail
@@ -158,6 +142,52 @@ class Gateway:
             await reply.refuse(fault)
         finally:
             self.telemetry.finish(exchange)
+
+    async def _relay(self, arrival: Arrival) -> None:
+        """Go the whole way, from the caller to the books."""
+        request, receive, send, on_departure, reply, accepted, announced = arrival
+        exchange = reply.exchange
+        caller = await self.identities.identify(request)
+        exchange.caller, reply.cookie = caller, caller.set_cookie
+        plan = self.plans.get(caller.plan) or closed_plan(caller.plan)
+        exchange.plan = plan.name
+        if request.path == self.mount + b"/me":
+            await self._answer_me(request, caller, accepted, reply)
+            return
+        addressed = address(request, self.mount)
+        target = resolve(addressed.raw, request.method, plan.methods)
+        exchange.kind, exchange.endpoint_id = target.kind, target.endpoint_id
+        judge_cross_site(caller, request, origin_accepted=accepted, header_form=addressed.header_form)
+        realtime_mode, wma = self.realtime_mode, self.direct.wma
+        permit(target, plan, storage_mode=self.uploads.mode, realtime_mode=realtime_mode, wma=wma)
+        if target.kind is Kind.TOKEN and realtime_mode == "relay":
+            inbound = Inbound(receive, tokens.MAX_BYTES, announced, on_departure)
+            await self._answer_ticket(request, target, caller, inbound, reply)
+            return
+        inbound = Inbound(receive, self.max_body_bytes, announced, on_departure)
+        if target.kind is Kind.UPLOAD_TOKEN:
+            await self.uploads.answer_token(request, caller, inbound, reply)
+            return
+        outgoing = self._prepare(request, target, plan, announced, addressed)
+        judged = await self._judge_body(request, target, caller, plan, inbound, outgoing)
+        target, outgoing, amount, price, lease = judged
+        exchange.endpoint_id = target.endpoint_id  # a session's is in its body
+        key = None if target.request_id else self.keys.choose()  # a job has a key already
+        grant = await self.gate.admit(caller, plan.name, target, amount, price, lease)
+        reply.limits = grant.headers
+        key = key or self.keys.of_job(grant.record.key_id if grant.record else "")
+        outgoing = outgoing.signed(key)
+        account = self._account(grant, lease, exchange, caller, target, key)
+        self.settler.opened(grant.entry_id)
+        down, guard = reply.head, self.key_guard
+        if (rewrite := self.uploads.rewriting(outgoing, caller, request)) is not None:
+            answer = RewrittenAnswer(reply, rewrite)
+            down, send = answer.head, answer.send
+        try:
+            await relay(self.engine, outgoing, inbound, send, down, self.patience, exchange, account, guard)
+        finally:
+            await account.close()
+            self.settler.closed(grant.entry_id)
 
     def judge_host(self, request: Request, reply: Reply) -> bool | None:
         """Judge the Host, settle the answer's CORS fields, and say whether the page's origin is accepted (None: no page).
@@ -242,6 +272,8 @@ class Gateway:
 
         Where a rule or a price looks at the input, the whole body is read, whatever it calls itself, and sent as judged.
         """
+        if target.kind is Kind.UPLOAD_INITIATE:
+            return await self.uploads.judge(target, inbound, outgoing), 0, ""
         counts = carries_input(target) and self.gate.has_budget(plan)
         price = self.prices.price_of(target.endpoint_id) if counts else None
         if counts and price is None:
@@ -276,42 +308,3 @@ class Gateway:
 def draining() -> Refusal:
     """Return the refusal of what comes while the process ends; another one may be serving already."""
     return Refusal("draining", "this proxy is about to end; repeat the request", headers=((b"retry-after", b"1"),))
-
-
-def is_preflight(request: Request) -> bool:
-    """Say whether this is a CORS preflight (Fetch §3.2.2)."""
-    return request.method == "OPTIONS" and request.one(b"access-control-request-method") is not None
-
-
-def address(request: Request, mount: bytes) -> Addressed:
-    """Return the target as written: in the header on the bare mount, or in the path below it; never both."""
-    lines = [value for name, value in request.headers if name == TARGET_HEADER]
-    below = request.path[len(mount) :]
-    if below in (b"", b"/"):
-        if len(lines) != 1:
-            raise Refusal("invalid_target", "send exactly one x-fal-target-url, or put /<host>/<path> behind the mount")
-        if request.query is not None:
-            raise Refusal("invalid_target", "the bare mount takes no query: it belongs into x-fal-target-url")
-        return Addressed(lines[0], header_form=True)
-    if lines:
-        raise Refusal("invalid_target", "a target in the path and one in x-fal-target-url contradict each other")
-    query = b"" if request.query is None else b"?" + request.query
-    return Addressed(b"https:/" + below + query, header_form=False)
-
-
-def announced_bytes(request: Request) -> int | None:
-    """Return the body's announced length: 0 without a body, None for a chunked one.
-
-    Raises Refusal `bad_request` for a coding or a length that two parsers could read in two ways.
-    """
-    length = request.one(b"content-length")
-    coding = request.one(b"transfer-encoding")
-    if coding is not None:
-        if length is not None or coding.strip().lower() != b"chunked":
-            raise Refusal("bad_request", "Transfer-Encoding must be chunked alone")
-        return None
-    if length is None:
-        return 0
-    if not length.isdigit() or len(length) > _MAX_LENGTH_DIGITS:
-        raise Refusal("bad_request", "Content-Length is no plain number")
-    return int(length)

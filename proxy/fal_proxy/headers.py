@@ -29,6 +29,13 @@ UP = frozenset(
     ]
 )
 
+# What travels up with the bytes of a file, and with the CDN's own kind of upload; no fal key is among it.
+UP_UPLOAD = frozenset([b"accept", b"content-type", b"user-agent"])
+UP_CDN_UPLOAD = UP_UPLOAD | {b"x-fal-object-lifecycle", b"x-fal-object-lifecycle-preference"}
+# And with the reading of one, whose answer may be kept by caches as the CDN says.
+UP_FILE = frozenset([b"accept", b"accept-encoding", b"user-agent", b"range", b"if-none-match"])
+CACHING = frozenset([b"cache-control", b"vary", b"expires", b"age"])
+
 # What remains of that before a socket: the handshake has no body and no answer to negotiate.
 UP_SOCKET = frozenset([b"user-agent", b"traceparent", b"tracestate"])
 
@@ -76,6 +83,9 @@ ALWAYS_DOWN: Headers = [
     (b"content-security-policy", b"sandbox; default-src 'none'"),
 ]
 
+# A file has a URL of its own, so that only the page's origin makes two answers of it.
+ALWAYS_DOWN_FILE: Headers = [(b"vary", b"origin"), *ALWAYS_DOWN[2:]]
+
 _PREFLIGHT_NAMES_MAX_BYTES = 4096
 _TOKEN = frozenset(b"!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ")
 
@@ -113,8 +123,13 @@ def to_upstream(headers: Headers, *, optional: Collection[bytes]) -> Headers:
 
 def to_upstream_socket(headers: Headers) -> Headers:
     """Return the caller's fields that may travel up with a handshake; those of the handshake itself are ours."""
+    return only(headers, UP_SOCKET)
+
+
+def only(headers: Headers, names: Collection[bytes]) -> Headers:
+    """Return the fields of these names, without those that the sender's Connection fields nominate."""
     hop_by_hop = nominated(headers)
-    return [pair for pair in headers if pair[0] in UP_SOCKET and pair[0] not in hop_by_hop]
+    return [pair for pair in headers if pair[0] in names and pair[0] not in hop_by_hop]
 
 
 def to_handshake(headers: Headers) -> Headers:

@@ -18,9 +18,10 @@ from fal_proxy import headers as fields
 from fal_proxy.admission.accounts import Account
 from fal_proxy.errors import ClientGone, Refusal, UpstreamError, UpstreamInvalid, close_code
 from fal_proxy.exchange import Caller, Ending, Exchange, Kind, Request, Target
-from fal_proxy.gateway import CLIENT_PROXY, Gateway, address, draining
+from fal_proxy.gateway import CLIENT_PROXY, Gateway, draining
 from fal_proxy.headers import Headers
 from fal_proxy.identity.ticket import Ticket
+from fal_proxy.policy.arrival import address
 from fal_proxy.policy.origin import judge_cross_site
 from fal_proxy.policy.plans import closed_plan, permit
 from fal_proxy.policy.pricing import charge_for, per_seconds_microusd
@@ -68,7 +69,7 @@ class Realtime:
             target = resolve_socket(address(request, gateway.mount).raw)
             exchange.kind, exchange.endpoint_id = target.kind, target.endpoint_id
             self._judge_page(ticket, caller, target, request, accepted)
-            permit(target, plan, storage_mode=gateway.storage_mode, realtime_mode=gateway.realtime_mode)
+            permit(target, plan, storage_mode=gateway.uploads.mode, realtime_mode=gateway.realtime_mode)
             if ticket and await gateway.gate.is_spent(ticket.id, self._remembered_seconds):
                 raise _spent()
             amount = self._reservation(target, plan.name)

@@ -28,6 +28,13 @@ class Reply:
         """Send a head: fal's fields by allow-list, then ours."""
         await self._start(status, fields.to_downstream(upstream) if upstream else [])
 
+    async def file_head(self, status: int, upstream: Headers) -> None:
+        """Send a file's head: caches may keep it as the CDN says, and it is shown as nothing that could run."""
+        passed = [*fields.to_downstream(upstream), *fields.only(upstream, fields.CACHING)]
+        if status in (200, 206) and not fields.values(passed, b"content-type"):
+            passed.append((b"content-type", b"application/octet-stream"))
+        await self._start(status, passed, fields.ALWAYS_DOWN_FILE)
+
     async def refuse(self, refusal: Refusal) -> None:
         """Send one of our own errors."""
         own, body = render(refusal.error_type, refusal.detail)
@@ -50,9 +57,9 @@ class Reply:
         self.exchange.bytes_down += len(body)
         await self.send({"type": "http.response.body", "body": body})
 
-    async def _start(self, status: int, passed: Headers) -> None:
+    async def _start(self, status: int, passed: Headers, always: Headers = fields.ALWAYS_DOWN) -> None:
         self.exchange.status = status
-        headers = [*passed, *self.limits, *fields.ALWAYS_DOWN, *self.cors]
+        headers = [*passed, *self.limits, *always, *self.cors]
         if self.cookie is not None:
             headers.append((b"set-cookie", self.cookie))
         await self.send({"type": "http.response.start", "status": status, "headers": headers})

@@ -170,9 +170,31 @@ class InputRule(_Section, frozen=True):
 
 
 class Storage(_Section, frozen=True):
-    """`[storage]`: uploads that the browser sends to fal's CDN with a signed URL."""
+    """`[storage]`: uploads, and files of fal's CDN."""
 
-    mode: Annotated[Literal["direct", "off"], says("`direct`: the browser uploads with a signed URL; `off`")] = "direct"
+    mode: Annotated[
+        Literal["direct", "relay", "off"],
+        says("`direct`: the browser uploads with fal's signed URL; `relay`: through the proxy, bounded; `off`"),
+    ] = "direct"
+    hosts: Annotated[tuple[str, ...], says("file hosts of fal's that uploads and files may be relayed to and from")] = (
+        "v3.fal.media",
+        "v3b.fal.media",
+        "fal.media",
+    )
+    max_upload_bytes: Annotated[int, says("largest file that is relayed")] = 1024 * MIB
+    content_types: Annotated[tuple[str, ...], says("what may be uploaded; parameters are not compared")] = (
+        "image/*",
+        "video/*",
+        "audio/*",
+        "text/*",
+        "model/*",
+        "application/octet-stream",
+        "application/json",
+        "application/pdf",
+        "application/zip",
+        "application/x-zip-compressed",
+    )
+    serve_files: Annotated[bool, says("relay reads of these hosts in the path form, never as a page")] = False
 
 
 class Realtime(_Section, frozen=True):

@@ -20,7 +20,7 @@ export async function upload({ size, type, name, options }) {
 
 export async function automatic({ endpoint }) {
   const file = new File(["a file"], "žluť kůň.txt", { type: "text/plain" });
-  const blob = new Blob(["a blob"], { type: "application/x-blob" });
+  const blob = new Blob(["a blob"], { type: "text/x-blob" });
   const input = { prompt: "p", file, nested: { list: [blob, "kept", 7, null] }, inline: "data:text/plain,kept" };
   const { data } = await fal.subscribe(endpoint, { input, pollInterval: 20 });
   const read = async (url) => (await fetch(url)).text();

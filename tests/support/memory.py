@@ -6,6 +6,7 @@ As a script: `./run env PYTHONPATH=tests python tests/support/memory.py [MEBIBYT
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import sys
 import tempfile
@@ -15,7 +16,7 @@ from typing import NamedTuple
 from support.commands import Running, clean_environment, running
 from support.peers import Peer, Upstream
 from support.proxied import FAL_KEY, MOUNT
-from support.raw import raw_client, request
+from support.raw import RawClient, raw_client, request
 
 PIECE = os.urandom(1024 * 1024)
 CONFIG = """
@@ -25,7 +26,12 @@ max_body_bytes = 4294967296
 sources = ["anonymous"]
 [plans.default]
 endpoints = ["**"]
+[storage]
+mode = "relay"
+max_upload_bytes = 4294967296
 """
+INITIATE = "/rest.fal.ai/storage/upload/initiate"
+_UPLOAD_URL = b'{"upload_url":"https://v3b.fal.media/files/b/1/film.mp4?signature=s"}'
 
 
 class Growth(NamedTuple):
@@ -36,8 +42,8 @@ class Growth(NamedTuple):
 
 
 async def measure(direction: str, mebibytes: int) -> Growth:
-    """Send `mebibytes` MiB "up" or "down" through a proxy process."""
-    upstream = Upstream((_upload if direction == "up" else _download,), None)
+    """Send `mebibytes` MiB "up", "down", or to the file host ("upload") through a proxy process."""
+    upstream = Upstream((_download if direction == "down" else _upload,), None)
     environ = clean_environment(
         FAL_KEY=FAL_KEY.reveal(),
         FAL_PROXY_SECRET="a signing secret for tests only and long enough",
@@ -60,13 +66,12 @@ async def measure(direction: str, mebibytes: int) -> Growth:
 async def _transfer(direction: str, proxy: Running, mebibytes: int) -> None:
     identity = [("x-fal-target-url", "https://fal.run/fal-ai/flux/dev")]
     async with raw_client(proxy.port) as client:
-        if direction == "up":
-            size = mebibytes * len(PIECE)
-            await client.send(request("POST", MOUNT, [("Content-Length", str(size)), *identity]))
-            for _ in range(mebibytes):
-                await client.send(PIECE)
-            answer = await client.answer()
-            assert answer.body == b"%d" % size, answer
+        if direction == "upload":
+            await client.send(request("POST", MOUNT + INITIATE, identity[:0], b'{"content_type":"video/mp4"}'))
+            path = "/" + json.loads((await client.answer()).body)["upload_url"].split("/", 3)[3]
+            await _send(client, "PUT", path, mebibytes, [])
+        elif direction == "up":
+            await _send(client, "POST", MOUNT, mebibytes, identity)
         else:
             await client.send(request("POST", MOUNT, identity, b"%d" % mebibytes))
             _, headers = await client.read_head()
@@ -77,13 +82,23 @@ async def _transfer(direction: str, proxy: Running, mebibytes: int) -> None:
                 left -= len(data)
 
 
+async def _send(client: RawClient, method: str, path: str, mebibytes: int, fields: list[tuple[str, str]]) -> None:
+    size = mebibytes * len(PIECE)
+    await client.send(request(method, path, [("Content-Length", str(size)), *fields]))
+    for _ in range(mebibytes):
+        await client.send(PIECE)
+    answer = await client.answer()
+    assert answer.body == b"%d" % size, answer
+
+
 async def _upload(peer: Peer) -> None:
     while True:
-        left = size = _length(await peer.read_head())
+        head = await peer.read_head()
+        left = size = _length(head)
         while left:
             left -= len(await peer.read(min(left, len(PIECE))))
             peer.forget()
-        body = b"%d" % size
+        body = _UPLOAD_URL if INITIATE.encode() in head else b"%d" % size
         await peer.send(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body))
 
 
@@ -109,6 +124,6 @@ def _peak_kib(proxy: Running) -> int:
 
 if __name__ == "__main__":
     size = int(sys.argv[1]) if len(sys.argv) > 1 else 1024
-    for direction in ("up", "down"):
+    for direction in ("up", "down", "upload"):
         growth = asyncio.run(measure(direction, size))
         print(f"{direction}: {size} MiB, peak {growth.before_kib} KiB before, {growth.grown_kib} KiB more")  # noqa: T201

@@ -45,6 +45,9 @@ GOOD: list[tuple[str, Mapping[str, str], list[str], str]] = [
     (KEYS_ONLY, {**ENVIRON, "FAL_PROXY_UPSTREAM": "http://127.0.0.1:8090/x"}, ["FAL_PROXY_UPSTREAM"], "the key goes there"),
     (KEYS_ONLY + "[server]\ntrusted_proxies = ['10.0.0.0/8', '::1']\n[cors]\norigins = ['http://localhost:3000']",
      ENVIRON, [], "networks and origins"),
+    (KEYS_ONLY + "[storage]\nmode = 'relay'", ENVIRON, ["server.public_url"], "where do upload URLs lead?"),
+    (KEYS_ONLY + "[server]\npublic_url = 'https://p.example'\n[storage]\nmode = 'relay'", ENVIRON, [], "uploads are relayed"),
+    (KEYS_ONLY + "[storage]\nhosts = ['v4.fal.media']", ENVIRON, ["storage.hosts"], "a host that we do not know"),
     (KEYS_ONLY + "allow_headers = ['X-Fal-Tags']\nmethods = ['GET']", ENVIRON, [], "a plan in full"),
 ]  # fmt: skip
 
@@ -81,6 +84,13 @@ BAD: list[tuple[str, Mapping[str, str], list[str], str]] = [
     (ANONYMOUS, ENVIRON | {"FAL_PROXY_SECRET": SIGNING_SECRET + ",x"}, ["FAL_PROXY_SECRET"], "one of them guessable"),
     (ANONYMOUS, {"FAL_KEY": "a:b", "FAL_PROXY_SECRET_FILE": "/nonexistent/x"},
      ["FAL_PROXY_SECRET_FILE", "FAL_PROXY_SECRET"], "a file that is not there"),
+    (KEYS_ONLY + "[storage]\nmode = 'relay'", _without("FAL_PROXY_SECRET"), ["FAL_PROXY_SECRET"], "nothing seals"),
+    (KEYS_ONLY + "[storage]\nmode = 'relay'", ENVIRON | {"FAL_PROXY_SECRET": "short"}, ["FAL_PROXY_SECRET"], "guessable"),
+    (KEYS_ONLY + "[storage]\nmax_upload_bytes = 0", ENVIRON, ["storage.max_upload_bytes"], "no file"),
+    (KEYS_ONLY + "[storage]\nserve_files = true\nhosts = []", ENVIRON, ["storage.hosts"], "served from where?"),
+    (KEYS_ONLY + "[storage]\ncontent_types = ['*/*']", ENVIRON, ["storage.content_types"], "no content type"),
+    (KEYS_ONLY + "[storage]\nhosts = ['https://v3.fal.media', 'v3.fal.media:443', '10.0.0.1', 'queue.fal.run', 'localhost']",
+     ENVIRON, ["storage.hosts"] * 5, "no file hosts"),
     (KEYS_ONLY, ENVIRON | {"FAL_PROXY_UPSTREAM": "localhost:8090"}, ["FAL_PROXY_UPSTREAM"], "no URL"),
     (KEYS_ONLY.replace("['key']", "[]"), ENVIRON, ["identity.sources"], "nobody may call"),
     (KEYS_ONLY.replace("['key']", "['key', 'key']"), ENVIRON, ["identity.sources"], "a source twice"),

@@ -111,6 +111,7 @@ PERMITTED = [
     (_target(Kind.REALTIME, "fal-ai/flux"), "token", "mode_off", "sockets go to fal itself"),
     (_target(Kind.WMA), "relay", "mode_off", "world models are off unless realtime.wma"),
     (_target(Kind.UPLOAD_TOKEN), "direct", "mode_off", "the CDN's bearer stays here"),
+    (_target(Kind.UPLOAD_TOKEN), "relay", None, "answered with a capability"),
     (_target(Kind.UPLOAD_INITIATE), "direct", None, "the browser uploads with a signed URL"),
     (_target(Kind.UPLOAD_INITIATE), "off", "mode_off", "no uploads"),
     (_target(Kind.SUBMIT, "fal-ai/flux", b"https://x"), "direct", "webhook_denied", "results would leave"),

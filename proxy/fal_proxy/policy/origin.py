@@ -61,13 +61,15 @@ class Site:
         return origin in self._listed
 
 
-def judge_cross_site(caller: Caller, request: Request, *, origin_accepted: bool | None, header_form: bool) -> None:
+def judge_cross_site(
+    caller: Caller, request: Request, *, origin_accepted: bool | None, header_form: bool, navigable: bool = False
+) -> None:
     """Raise Refusal `origin_denied` for an ambient caller behind a page that is not allowed.
 
     `origin_accepted` is None without an Origin field. Browsers send Origin on every cross-origin request and on every
     same-origin one that is not GET or HEAD; Sec-Fetch-Site fills the gap (Fetch §3.2.9, §4.3). What has neither is no
     browser of this decade: the header form needs a field that no form or image can send, the path form is left to
-    callers who have no cookie that could be abused.
+    callers who have no cookie that could be abused. What is `navigable`, a file, may also be opened from the address bar.
     """
     if not caller.ambient or origin_accepted:
         return
@@ -76,7 +78,8 @@ def judge_cross_site(caller: Caller, request: Request, *, origin_accepted: bool 
         if site == b"same-origin":
             return
         carries_cookie = any(name == b"cookie" for name, _ in request.headers)
-        if site is None and (header_form or (caller.by_network and not carries_cookie)):
+        unsaid = site is None or (navigable and site == b"none")
+        if unsaid and (header_form or (caller.by_network and not carries_cookie)):
             return
     raise Refusal("origin_denied", "this page's origin may not use the proxy; the operator can list it in cors.origins")
 

@@ -56,8 +56,8 @@ def permit(target: Target, plan: CompiledPlan, *, storage_mode: str, realtime_mo
             raise Refusal("mode_off", f"plan {plan.name!r} hands out no fal tokens (realtime_token)")
     if kind is Kind.WMA and not wma:
         raise Refusal("mode_off", "world models are off (realtime.wma)")
-    if kind is Kind.UPLOAD_TOKEN:
-        raise Refusal("mode_off", "this proxy hands out no storage tokens")
+    if kind is Kind.UPLOAD_TOKEN and storage_mode != "relay":
+        raise Refusal("mode_off", "this proxy hands out no storage tokens (storage.mode)")
     if kind is Kind.UPLOAD_INITIATE and storage_mode == "off":
         raise Refusal("mode_off", "uploads are off (storage.mode)")
     if target.webhook is not None:

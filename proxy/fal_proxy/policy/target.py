@@ -27,11 +27,11 @@ MAX_PARAMETERS = 100
 # RFC 3986 pchar without `;` and `,` (path parameters), and `%` only as part of a well-formed escape.
 _SEGMENT = rb"(?:[A-Za-z0-9\-._~!$&'()*+=:@]|%[0-9A-Fa-f]{2})+"
 _QUERY = rb"(?:[A-Za-z0-9\-._~!$&'()*+,=:@/?]|%[0-9A-Fa-f]{2})+"
+_PATH_AND_QUERY = rb"(?P<path>(?:/" + _SEGMENT + rb")+/?)(?:\?(?P<query>" + _QUERY + rb"))?"
 _TARGET = re.compile(
-    rb"https://(?P<host>fal\.run|queue\.fal\.run|rest\.fal\.ai|rest\.alpha\.fal\.ai|wma\.fal\.run)"
-    rb"(?P<path>(?:/" + _SEGMENT + rb")+/?)"
-    rb"(?:\?(?P<query>" + _QUERY + rb"))?"
+    rb"https://(?P<host>fal\.run|queue\.fal\.run|rest\.fal\.ai|rest\.alpha\.fal\.ai|wma\.fal\.run)" + _PATH_AND_QUERY
 )
+_FILE_TARGET = re.compile(rb"https://(?P<host>[a-z0-9.\-]+)" + _PATH_AND_QUERY)
 _ESCAPE = re.compile(rb"%[0-9A-Fa-f]{2}")
 # An escape of one of these is structure in disguise, or a second spelling of the same segment.
 _NEVER_ESCAPED = frozenset(
@@ -96,6 +96,31 @@ def resolve_socket(raw: bytes) -> Target:
         raise _invalid("fal_webhook belongs to a submit")
     length = _app_length(segments)
     return Target(b"fal.run", path, query, Kind.REALTIME, _endpoint_id(segments, length))
+
+
+def resolve_file(raw: bytes, method: str, hosts: Collection[str]) -> Target:
+    """Return the upload or the file on one of `hosts` that `raw`, from the path form, names.
+
+    Raises Refusal `invalid_target` or `method_not_allowed`.
+    """
+    match = _FILE_TARGET.fullmatch(raw) if len(raw) <= MAX_TARGET_BYTES else None
+    if match is None or match["host"].decode() not in hosts:
+        raise _invalid("the target must be a file host of storage.hosts, in canonical form")
+    host, path, query = match.group("host", "path", "query")
+    segments = _segments(path)
+    _parameters(query)
+    if path in (b"/files/upload", b"/files/upload/multipart") or (len(segments) > 3 and segments[-3] == b"multipart"):
+        if query is not None or path.endswith(b"/"):
+            raise _invalid("an upload has no query and no trailing slash")
+        expected = "PUT" if segments[-1].isdigit() else "POST"
+        if not (segments[-1].isdigit() or segments[-1] == b"complete" or segments[1:2] == [b"upload"]):
+            raise _invalid("a part of an upload has a number")
+        if method != expected:
+            raise _wrong_method(expected)
+        return Target(host, path, query, Kind.UPLOAD_PART)
+    if method not in ("GET", "HEAD"):
+        raise _wrong_method("GET, HEAD")
+    return Target(host, path, query, Kind.FILE)
 
 
 def endpoint_of(app_id: str) -> str:

@@ -65,7 +65,7 @@ class Outgoing:
     headers: Headers = field(repr=False)
     target: Target
     announced_bytes: int | None  # by the caller; 0: no body, None: chunked
-    judged: bytes | None = None  # a JSON body of ours instead of the caller's, of which nothing is left to read
+    judged: bytes | None = None  # what was read and judged: a JSON body of ours, or the first bytes of an upload
     key: Key | None = None  # whose field is the last of `headers`
     queue_base: bytes | None = None  # what the queue URLs in the answer shall begin with instead of fal's own host
 

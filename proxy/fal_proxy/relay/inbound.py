@@ -26,15 +26,21 @@ class Inbound:
     """
 
     def __init__(
-        self, receive: Receive, max_bytes: int, announced: int | None, on_departure: OnDeparture | None = None
+        self,
+        receive: Receive,
+        max_bytes: int,
+        announced: int | None,
+        on_departure: OnDeparture | None = None,
+        limit: str = "server.max_body_bytes",
     ) -> None:
         """Take the announced length (None: chunked), and `on_departure` where the server can tell of a departure
-        behind bytes that nobody receives yet.
+        behind bytes that nobody receives yet. `limit` is the setting that `max_bytes` comes from.
         """
         self._receive = receive
         self._announced = announced
         self._on_departure = on_departure
         self._max_bytes = max_bytes
+        self._limit = limit
         self._chunks: deque[bytes] = deque()
         self._buffered = 0
         self._total = 0
@@ -131,4 +137,4 @@ class Inbound:
     def _count(self, size: int) -> None:
         self._total += size
         if self._total > self._max_bytes:
-            raise Refusal("body_too_large", f"the body exceeds {self._max_bytes} bytes (server.max_body_bytes)")
+            raise Refusal("body_too_large", f"the body exceeds {self._max_bytes} bytes ({self._limit})")

@@ -25,6 +25,7 @@ from fal_proxy.upstream.connection import Connection
 Address = tuple[socket.AddressFamily, str, int]
 
 _BASE_PATH = re.compile(r"[A-Za-z0-9\-._~/]*")
+_NAME = re.compile(rb"[a-z0-9.\-]+")
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 _UNICAST = ipaddress.ip_network("2000::/3")  # all that IANA allocates; Python calls much beyond it global
 
@@ -68,6 +69,21 @@ class Route:
             return Origin("https", host.decode(), 443), path_and_query
         origin, base = self._base
         return origin, base + b"/" + host + path_and_query
+
+    def address(self, host: bytes, path_and_query: bytes) -> bytes:
+        """Return the URL under which this deployment's fal serves `https://<host>/<path>`."""
+        origin, target = self.to(host, path_and_query)
+        return origin.scheme.encode() + b"://" + origin.authority + target
+
+    def back(self, url: bytes) -> tuple[bytes, bytes] | None:
+        """Return host, path and query of a URL that fal gave out: at its host, or below the override."""
+        rest = url.removeprefix(b"https://") if url.startswith(b"https://") else b""
+        if self._base is not None:
+            origin, base = self._base
+            prefix = origin.scheme.encode() + b"://" + origin.authority + base + b"/"
+            rest = url.removeprefix(prefix) if url.startswith(prefix) else rest
+        host, slash, path = rest.partition(b"/")
+        return (host, slash + path) if slash and _NAME.fullmatch(host) else None
 
 
 def is_public(address: str) -> bool:

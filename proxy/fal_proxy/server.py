@@ -29,7 +29,7 @@ from fal_proxy.relay.http import DEPARTED_SECONDS
 BACKLOG = 2048
 ADMIN_CONNECTIONS = 64
 SETTLING_SECONDS = 1.0  # for what is cut or cancelled to settle
-_LOOK_SECONDS = 0.02
+_SHORTEST_LOOK_SECONDS, _LOOK_SECONDS = 0.001, 0.02
 MESSAGE_BYTES = 16 * 1024 * 1024
 
 
@@ -121,7 +121,7 @@ async def serving(listener: Listener, drain: Drain = AT_ONCE) -> AsyncIterator[s
     try:
         yield listener.url
     finally:
-        server.should_exit = True
+        server.stop()
         await task
 
 
@@ -148,6 +148,17 @@ class _Server(uvicorn.Server):
         self._drain = drain
         self._lifecycle = listener.lifecycle
         self._owns_signals = owns_signals
+        self._stopped = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+
+    def stop(self) -> None:
+        """Begin the end."""
+        self.should_exit = True
+        self._stopped.set()
+
+    async def main_loop(self) -> None:
+        """Wait for the end; uvicorn looks ten times a second for things that are not used here."""
+        await self._stopped.wait()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
@@ -181,15 +192,18 @@ class _Server(uvicorn.Server):
     async def _until(self, over: Callable[[], bool], seconds: float, *, forced: bool = False) -> None:
         """Wait, but no longer than this, nor beyond a second signal."""
         ends = time.monotonic() + seconds
+        pause = _SHORTEST_LOOK_SECONDS
         # uvicorn's sets of connections and tasks tell nobody when they are empty.
-        while not over() and time.monotonic() < ends and (forced or not self.force_exit):  # noqa: ASYNC110
-            await asyncio.sleep(_LOOK_SECONDS)
+        while not over() and time.monotonic() < ends and (forced or not self.force_exit):
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, _LOOK_SECONDS)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Begin the end; a second signal of either kind hastens it."""
         self._captured_signals.append(sig)
         self.force_exit = self.should_exit
         self.should_exit = True
+        self._loop.call_soon_threadsafe(self._stopped.set)  # a signal comes between any two instructions
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:

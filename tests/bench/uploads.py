@@ -136,7 +136,8 @@ async def upload_path(port: int) -> str:
     """Ask the proxy where to upload."""
     async with raw_client(port) as client:
         await client.send(request("POST", MOUNT + INITIATE, [], b'{"content_type":"video/mp4"}'))
-        return "/" + json.loads((await client.answer()).body)["upload_url"].split("/", 3)[3]
+        url: str = json.loads((await client.answer()).body)["upload_url"]
+        return "/" + url.split("/", 3)[3]
 
 
 def processor_seconds(pid: int) -> float:

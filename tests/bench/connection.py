@@ -14,6 +14,8 @@ import uvicorn
 import uvloop
 from uvicorn.server import ServerState
 
+from fal_proxy.downstream.deadlines import Sweep
+from fal_proxy.downstream.peers import Peers
 from fal_proxy.protocol import HttpProtocol
 from support.memory_socket import MemoryTransport
 
@@ -38,11 +40,6 @@ async def _app(scope: object, receive: Any, send: Any) -> None:
 def _protocol(loop: asyncio.AbstractEventLoop) -> HttpProtocol:
     config = uvicorn.Config(_app, http=HttpProtocol, ws="none", lifespan="off", log_config=None)
     config.load()
-    try:
-        from fal_proxy.downstream.deadlines import Sweep
-        from fal_proxy.downstream.peers import Peers
-    except ModuleNotFoundError:  # a tree before there were any
-        return HttpProtocol(config, ServerState(), {}, loop)  # type: ignore[call-arg]
     return HttpProtocol(config, ServerState(), {}, loop, peers=Peers(), sweep=Sweep())
 
 

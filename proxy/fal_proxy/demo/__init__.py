@@ -6,7 +6,7 @@ It answers literal loopback names only, and a browser only for pages of its own.
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
 import msgspec
@@ -48,7 +48,7 @@ FAULTS = {
 class Demo:
     """The ASGI application of `dev`. `break_fal` takes faults in the emulator's words; close with its lifespan."""
 
-    def __init__(self, playground: Playground, journal: Iterable[Arrived], break_fal: Callable[[str], None]) -> None:
+    def __init__(self, playground: Playground, journal: Sequence[Arrived], break_fal: Callable[[str], None]) -> None:
         self._playground = playground
         self._mount = playground.settings.mount
         self._site = Site("", playground.settings.server.hosts, [])

@@ -31,15 +31,19 @@ from fal_proxy.stores.opening import open_store
 HOSTS = ("localhost", "127.0.0.1", "[::1]")
 TOKENS_MOUNT = "/api/fal/tokens"  # realtime is relayed or left to fal by a whole deployment, so this is a second one
 _USER = "ada"
-_METHODS = ("POST", "GET", "PUT", "DELETE", "PATCH")
 _USD_PER_SECOND = 0.001
 # Tight enough for its bars to move with every picture, wide enough for an afternoon of them.
 _ANYBODY = Plan(
-    endpoints=("**",), methods=_METHODS, submit="20/minute", concurrent=4, realtime_sessions=2, budget="2.00/hour"
+    endpoints=("**",),
+    methods=("POST", "GET", "PUT", "DELETE", "PATCH"),
+    submit="20/minute",
+    concurrent=4,
+    realtime_sessions=2,
+    budget="2.00/hour",
 )
-# For whoever writes an app against `dev`: they get the key of the page's second user.
-_STUDIO = Plan(
-    endpoints=("**",), methods=_METHODS, submit="600/minute", concurrent=32, realtime_sessions=16, budget="100.00/day"
+# For whoever writes an app against `dev`: they are given the key of the page's second user.
+_STUDIO = msgspec.structs.replace(
+    _ANYBODY, submit="600/minute", concurrent=32, realtime_sessions=16, budget="100.00/day"
 )
 _PRICES = {"default": 0.01, "fal-ai/flux/schnell": 0.003, "fal-ai/flux/**": 0.025}
 

@@ -45,9 +45,10 @@ class Seen:
     request: Request
     host: str
     target: bytes
+    before: Arrived | None  # the last that had reached fal by then
     body: bytearray = field(default_factory=bytearray)
     body_bytes: int = 0
-    status: int | None = None
+    status: int | None = None  # of the answer that the browser gets, None while there is none
     arrived: Arrived | None = None
 
     @property
@@ -59,7 +60,7 @@ class Seen:
 class Trace:
     """Watches requests go by and shows the last ones."""
 
-    def __init__(self, mounts: Sequence[str], journal: Iterable[Arrived], secrets: Callable[[], Iterable[str]]) -> None:
+    def __init__(self, mounts: Sequence[str], journal: Sequence[Arrived], secrets: Callable[[], Iterable[str]]) -> None:
         self._mounts = tuple(mount.encode() + b"/" for mount in mounts)
         self._journal = journal
         self._secrets = secrets
@@ -72,7 +73,8 @@ class Trace:
         aim = self._aim(request)
         if aim is None:
             return receive, send
-        seen = Seen(next(self._numbers), time.time(), request, *aim)
+        before = self._journal[-1] if self._journal else None
+        seen = Seen(next(self._numbers), time.time(), request, *aim, before)
         (self._polls if seen.polling else self._requests).append(seen)
 
         async def receiving() -> Message:
@@ -83,12 +85,9 @@ class Trace:
             return message
 
         async def sending(message: Message) -> None:
-            if message["type"] in ("http.response.start", "websocket.http.response.start"):
-                seen.status = message["status"]
-            elif message["type"] == "websocket.accept":
-                seen.status = 101
-            if seen.arrived is None:
-                self._match(seen)
+            if seen.status is None:
+                seen.arrived = self._match(seen)
+                seen.status = message.get("status", 101)  # a socket's acceptance has none
             await send(message)
 
         return receiving, sending
@@ -115,27 +114,28 @@ class Trace:
             target += b"?" + request.query
         return host.decode("latin-1").lower(), target
 
-    def _match(self, seen: Seen) -> None:
-        """Find what became of a request at fal: the same method, address and bytes, and nobody else's."""
-        taken = {id(other.arrived) for other in (*self._requests, *self._polls) if other.arrived is not None}
-        address = _without_secrets(seen.target)
-        same = [
-            entry
-            for entry in self._journal
-            if id(entry) not in taken
-            and entry.method == seen.request.method
-            and (not seen.host or (entry.host == seen.host and _without_secrets(entry.target) == address))
-            and (seen.host or entry.body_bytes == seen.body_bytes)
-        ]
-        exact = [entry for entry in same if entry.body == bytes(seen.body[: len(entry.body)])]
+    def _match(self, seen: Seen) -> Arrived | None:
+        """Return what became of a request at fal: later, the same method, address and bytes, and nobody else's."""
+        taken = {id(other.arrived) for other in (*self._requests, *self._polls)}
+        address = _without_ticket(seen.target)
+        same: list[Arrived] = []
+        for entry in reversed(self._journal):
+            if entry is seen.before:
+                break
+            if id(entry) in taken or entry.method != seen.request.method:
+                continue
+            if entry.host == seen.host and _without_ticket(entry.target) == address:
+                same.append(entry)
+            elif not seen.host and entry.body_bytes == seen.body_bytes:
+                same.append(entry)
+        exact = [entry for entry in same if entry.body == seen.body]
         # A token request is built anew, so that its bytes are not the caller's.
         chosen = exact or (same if seen.host else [])
-        seen.arrived = chosen[-1] if chosen else None
+        return chosen[-1] if chosen else None
 
     def _shown(self, seen: Seen) -> dict[str, Any]:
-        if seen.arrived is None:
-            self._match(seen)
-        request, arrived = seen.request, seen.arrived
+        request = seen.request
+        arrived = self._match(seen) if seen.status is None else seen.arrived
         target = request.path if request.query is None else request.path + b"?" + request.query
         fal = None
         if arrived is not None:
@@ -190,7 +190,7 @@ def _target(target: bytes) -> str:
     return path + mark + "&".join(f"{name}={value if name in _SHOWN_QUERY else HIDDEN}" for name, _, value in pairs)
 
 
-def _without_secrets(target: bytes) -> bytes:
+def _without_ticket(target: bytes) -> bytes:
     """Return an address as both sides know it: a ticket is ours, and fal never sees it."""
     path, _, query = target.partition(b"?")
     return path + b"?" + b"&".join(pair for pair in query.split(b"&") if not pair.startswith(b"fal_jwt_token="))

@@ -64,17 +64,18 @@ export class Stage {
   /** End without a result and without a fault: whoever plays has changed their mind. */
   idle(say) {
     this.#end();
+    this.find(".trouble").hidden = true;
     this.#show("idle", say);
   }
 
   /** Show what went wrong, and offer `again` where repeating makes sense. */
   failed(error, again) {
     this.#end();
-    const { title, said, advice, name } = explain(error);
+    const { title, said, advice, again: label, name } = explain(error);
     this.#show("failed", title);
     const lines = [element("strong", title), said && element("p", said), advice && element("p", advice), element("code", name)];
     if (again) {
-      const button = element("button", "Try again");
+      const button = element("button", label);
       button.type = "button";
       button.addEventListener("click", again);
       lines.push(button);
@@ -167,7 +168,7 @@ export function playable(stage, play, cancel) {
     try {
       await cancel?.();
     } finally {
-      aborting.abort();
+      aborting?.abort();
     }
   });
   return start;

@@ -7,6 +7,7 @@ attack, and not a request that nobody could have answered.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -46,7 +47,7 @@ async def test_no_page_of_strangers_can_spend_or_read_with_a_visitors_cookie(
 ) -> None:
     async with stage(tmp_path, identity) as running:
         at = running.site.at(host)
-        given = {"at": at, "site": at, "mount": running.proxy.url, "session": running.session}
+        given: dict[str, Any] = {"at": at, "site": at, "mount": running.proxy.url, "session": running.session}
         visit = await browser.play("hostile.mjs", "attack", hostile=True, **given)
 
         assert {name for name, seen in visit.result["seen"].items() if seen is not None} == set()
@@ -62,7 +63,7 @@ async def test_no_page_of_strangers_can_spend_or_read_with_a_visitors_cookie(
 @pytest.mark.parametrize("identity", AMBIENT)
 async def test_the_same_requests_reach_fal_from_a_page_of_ours(browser: Browser, tmp_path: Path, identity: str) -> None:
     async with stage(tmp_path, identity) as running:
-        given = {"at": running.own_page, "site": running.site.at(), "mount": running.proxy.url}
+        given: dict[str, Any] = {"at": running.own_page, "site": running.site.at(), "mount": running.proxy.url}
         visit = await browser.play("hostile.mjs", "attack", hostile=True, session=running.session, **given)
 
         expected = set(visit.result["seen"]) - set(NOBODY_AT_HOME)
@@ -90,7 +91,12 @@ async def test_no_page_of_strangers_can_read_a_visitors_job_or_standing(
     browser: Browser, tmp_path: Path, identity: str, host: str
 ) -> None:
     async with stage(tmp_path, identity) as running:
-        given = {"mount": running.proxy.url, "session": running.session, "ways": WAYS, "paths": list(READS)}
+        given: dict[str, Any] = {
+            "mount": running.proxy.url,
+            "session": running.session,
+            "ways": WAYS,
+            "paths": list(READS),
+        }
         visit = await browser.play("hostile.mjs", "snoop", hostile=True, at=running.site.at(host), **given)
 
         assert {
@@ -104,7 +110,12 @@ async def test_no_page_of_strangers_can_read_a_visitors_job_or_standing(
 
 async def test_a_page_of_ours_can_read_them(browser: Browser, tmp_path: Path) -> None:
     async with stage(tmp_path) as running:
-        given = {"mount": running.proxy.url, "session": running.session, "ways": WAYS, "paths": list(READS)}
+        given: dict[str, Any] = {
+            "mount": running.proxy.url,
+            "session": running.session,
+            "ways": WAYS,
+            "paths": list(READS),
+        }
         visit = await browser.play("hostile.mjs", "snoop", hostile=True, at=running.own_page, **given)
 
         for path, way in READS.items():

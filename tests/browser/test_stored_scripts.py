@@ -6,8 +6,8 @@ The same bytes from a plain server run: the payloads work, and it is the proxy t
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
-import msgspec
 import pytest
 
 from browser.chromium import Browser, Visit
@@ -108,7 +108,7 @@ async def test_what_was_uploaded_runs_nowhere(
 ) -> None:
     settings = ambient_settings(tmp_path, "anonymous", storage=Storage(mode="relay", serve_files=True))
     async with emulated() as fal, proxied(fal.url, tmp_path, settings) as proxy:
-        given = {"mount": proxy.url, "type": kind, "name": name, "body": body}
+        given: dict[str, Any] = {"mount": proxy.url, "type": kind, "name": name, "body": body}
         visit = await browser.play("stored.mjs", "upload", hostile=True, **given)
         file = visit.result.pop("file", None)
         assert visit.result == fares, reason

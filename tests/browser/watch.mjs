@@ -40,7 +40,7 @@ export function watch(context, secrets) {
     search(`${entry.method} ${entry.url}`, JSON.stringify(entry));
     pending.push(note(request, entry).catch(() => {})); // the page may be gone
   });
-  context.on("requestfinished", (request) => pending.push(read(request)));
+  context.on("requestfinished", (request) => pending.push(read(request).catch(() => {}))); // or the worker
   context.on("requestfailed", (request) =>
     log.failed.push({ method: request.method(), url: request.url(), reason: request.failure()?.errorText ?? "" }),
   );

@@ -1,0 +1,72 @@
+// An error, in words for people: what happened, what to do about it, and its name for whoever looks it up.
+const OURS = {
+  bad_request: ["The request makes no sense", "Look at what the page sent."],
+  body_too_large: ["That is too large", "Choose something smaller."],
+  budget_exhausted: ["The budget is used up", "Wait until it fills again, or play as somebody with more."],
+  capability_expired: ["The upload took too long", "Start it anew."],
+  concurrency_limited: ["Too many at a time", "Wait until one of them has ended."],
+  draining: ["The proxy is about to end", "Try again: the next one is already up."],
+  endpoint_denied: ["This plan does not open that model", "Choose another model, or another plan."],
+  identity_unavailable: ["Nobody can say who you are right now", "Try again in a moment."],
+  input_denied: ["This input is not allowed here", "Change the field that is named."],
+  mode_off: ["This is switched off here", "Ask whoever runs the proxy."],
+  no_usable_key: ["The proxy has no key that works", "Ask whoever runs it; waiting may help."],
+  origin_denied: ["This page may not use the proxy", "Whoever runs the proxy can list its origin."],
+  rate_limited: ["Too many requests", "Wait as long as “retry-after” says; the page in “Limits” shows how."],
+  store_unavailable: ["The proxy cannot count right now", "Try again in a moment."],
+  unidentified: ["The proxy does not know you", "Sign in again."],
+  unknown_request: ["There is no such request", "It may be somebody else’s, or forgotten."],
+  upstream_invalid: ["fal’s answer could not be passed on", "Try again."],
+  upstream_outcome_unknown: [
+    "Nobody knows how this ended",
+    "The request had reached fal when the line broke, so it may have been paid for. Look before you repeat it.",
+  ],
+  upstream_timeout: ["fal did not answer in time", "Try again."],
+  upstream_unreachable: ["fal cannot be reached", "Try again in a moment."],
+};
+const FALS = {
+  401: ["fal does not accept the proxy’s key", "Whoever runs the proxy has to look at it."],
+  403: ["fal refuses", "The account may be out of balance, or the model closed to it."],
+  404: ["fal knows no such model", "Check its name."],
+  422: ["fal refuses this input", "Change what it complains about and try again."],
+  429: ["fal is busy", "The client has already repeated this by itself. Wait a little, then try again."],
+  499: ["Cancelled", "Nothing is running any more."],
+};
+const SOCKETS = {
+  1006: ["The line was cut", "Draw on: the next stroke opens a new one."],
+  1011: ["fal’s end of the line broke", "Draw on: the next stroke opens a new one."],
+  1012: ["The proxy is about to end", "Draw on: the next stroke opens a new line."],
+  1013: ["fal has no place for another session", "Wait a little, then draw on."],
+  4401: ["The ticket was not accepted", "Draw on: the next stroke asks for another."],
+  4402: ["The budget is used up", "Wait until it fills again, or play as somebody with more."],
+  4403: ["This plan does not open that model", "Choose another plan."],
+  4429: ["Too many messages", "Draw more slowly."],
+};
+
+/** Return {title, said, advice, name} of whatever was thrown; `name` holds status, type and whose error it is. */
+export function explain(error) {
+  const { status, body, message = "" } = error ?? {};
+  const type = body?.error_type ?? "";
+  if (SOCKETS[status]) return told(SOCKETS[status], message.replace(/^.*?: ?/, ""), `close code ${status}`);
+  if (OURS[type]) return told(OURS[type], body.detail, `${status} ${type}, said by fal-proxy`);
+  if (body === undefined && (status === 500 || status === undefined)) {
+    const advice = "Try again. What had arrived is still here, and a cut answer never passes for a whole one.";
+    return told(["The line was cut", advice], "", `connection lost${message ? ` (${message})` : ""}`);
+  }
+  const known = FALS[status] ?? ["fal could not do it", status >= 500 ? "Try again in a moment." : ""];
+  return told(known, sentence(body?.detail) || message, [status, type || kind(body?.detail)].filter(Boolean).join(" ") + ", said by fal");
+}
+
+function told([title, advice], said, name) {
+  return { title, said: said ?? "", advice, name };
+}
+
+/** Put fal's two forms of `detail`, a text and pydantic's list, into one sentence. */
+function sentence(detail) {
+  if (!Array.isArray(detail)) return typeof detail === "string" ? detail : "";
+  return detail.map(({ loc = [], msg }) => (loc.length > 1 ? `${loc.slice(1).join(".")}: ${msg}` : msg)).join(" ");
+}
+
+function kind(detail) {
+  return Array.isArray(detail) ? (detail[0]?.type ?? "") : "";
+}

@@ -82,9 +82,10 @@ class Visit:
 class Browser:
     """A running Chromium; scenarios are played one after the other."""
 
-    def __init__(self, process: subprocess.Popen[str], version: str) -> None:
+    def __init__(self, process: subprocess.Popen[str], log: Path) -> None:
         self._process = process
-        self.version = version
+        self._log = log
+        self.version = str(self._answer()["version"])
 
     async def play(
         self, file: str, scenario: str, *, options: dict[str, Any] | None = None, hostile: bool = False, **params: Any
@@ -100,7 +101,7 @@ class Browser:
         requests = [Asked(**{"headers": {}, "status": None, "answered": {}, **entry}) for entry in log.pop("requests")]
         visit = Visit(answer.get("result"), requests=requests, **log)
         if "error" in answer:
-            raise ScriptFailed(f"{answer['error']}\nconsole: {visit.errors}\nfailed: {visit.failed}")
+            raise ScriptFailed("\n".join([answer["error"], *visit.errors[-5:]]))
         if hostile:
             visit.judge_private()
         else:
@@ -109,12 +110,16 @@ class Browser:
 
     def _ask(self, line: str) -> dict[str, Any]:
         assert self._process.stdin is not None
-        assert self._process.stdout is not None
         self._process.stdin.write(line + "\n")
         self._process.stdin.flush()
-        answer: dict[str, Any] = json.loads(
-            self._process.stdout.readline() or '{"error": "Chromium is gone", "log": {}}'
-        )
+        return self._answer()
+
+    def _answer(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise ScriptFailed(f"what drives Chromium has ended:\n{self._log.read_text()}")
+        answer: dict[str, Any] = json.loads(line)
         return answer
 
 
@@ -136,7 +141,7 @@ def launched(node: Node, chromium: str, folder: Path) -> Iterator[Browser]:
         "FONTCONFIG_FILE": str(FOLDER / "fonts.conf"),
         "PLAYWRIGHT_SKIP_BROWSER_DOWNLOAD": "1",
     }
-    with (folder / "driver.log").open("w+") as log:
+    with (folder / "driver.log").open("w") as log:
         process = subprocess.Popen(
             [node.executable, "driver.mjs"],
             cwd=node.folder,
@@ -147,10 +152,7 @@ def launched(node: Node, chromium: str, folder: Path) -> Iterator[Browser]:
             text=True,
         )
         try:
-            assert process.stdout is not None
-            first = process.stdout.readline()
-            assert first, f"Chromium did not start:\n{(folder / 'driver.log').read_text()}"
-            yield Browser(process, json.loads(first)["version"])
+            yield Browser(process, folder / "driver.log")
         finally:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.communicate(timeout=10)  # the end of its input is the end of it

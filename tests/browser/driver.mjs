@@ -1,6 +1,8 @@
 // One Chromium for a whole test run. Each line of stdin, {file, scenario, params, options, secrets}, plays a scenario in a
 // browser context of its own and is answered with one line: {result | error, log}. Every name is this machine: nothing that
 // a page asks for leaves it. `options` are those of Playwright's newContext.
+import { mkdirSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
 import { createInterface } from "node:readline";
 import { chromium } from "playwright-core";
 import { watch } from "./watch.mjs";
@@ -10,16 +12,23 @@ const STEP_MILLISECONDS = 10_000;
 // Screenshots are to be the same on every machine.
 const OPTIONS = { locale: "en-GB", timezoneId: "UTC", viewport: { width: 1280, height: 800 }, colorScheme: "light" };
 
-const browser = await chromium.launch({
-  executablePath: process.env.CHROMIUM,
-  env: process.env,
-  args: [
-    "--host-resolver-rules=MAP * 127.0.0.1",
-    "--font-render-hinting=none",
-    "--force-color-profile=srgb",
-    "--disable-gpu",
-  ],
-});
+// A profile, only because it has a preference that no option of Playwright's sets: contexts of their own are incognito
+// windows to Chromium, where other sites get no cookies. Most people's browsers send them, and attackers count on that.
+const profile = join(process.env.HOME, "profile");
+mkdirSync(join(profile, "Default"), { recursive: true });
+writeFileSync(join(profile, "Default", "Preferences"), JSON.stringify({ profile: { cookie_controls_mode: 0 } }));
+const browser = (
+  await chromium.launchPersistentContext(profile, {
+    executablePath: process.env.CHROMIUM,
+    env: process.env,
+    args: [
+      "--host-resolver-rules=MAP * 127.0.0.1",
+      "--font-render-hinting=none",
+      "--force-color-profile=srgb",
+      "--disable-gpu",
+    ],
+  })
+).browser();
 
 async function play({ file, scenario, params, options, secrets }) {
   const context = await browser.newContext({ ...OPTIONS, ...options });

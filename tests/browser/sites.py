@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 
 from support.services import Asked, Reply, Service, served
@@ -20,8 +20,8 @@ class Site:
     port: int
     service: Service
 
-    def at(self, host: str = "127.0.0.1", path: str = "/") -> str:
-        """Return the URL of a page under one of the names of this machine."""
+    def at(self, host: str = "127.0.0.1", path: str = "") -> str:
+        """Return the URL of a page, or its origin, under one of the names of this machine."""
         return f"http://{host}:{self.port}{path}"
 
     def asked(self, prefix: str) -> list[Asked]:
@@ -41,10 +41,12 @@ def document(body: bytes, content_type: str, **headers: str) -> Reply:
 
 
 @contextlib.asynccontextmanager
-async def site(files: Mapping[str, Reply] | None = None) -> AsyncIterator[Site]:
-    """Serve files by path until the block ends; without any, a blank page at `/`."""
+async def site(
+    files: Mapping[str, Reply] | None = None, answer: Callable[[Asked], Reply | None] = lambda asked: None
+) -> AsyncIterator[Site]:
+    """Serve files by path until the block ends, without any a blank page at `/`; `answer` comes before them."""
     found = {"/": html()} if files is None else files
     missing = Reply(404, b"")
-    service = Service(lambda asked: found.get(asked.path.partition("?")[0], missing))
+    service = Service(lambda asked: answer(asked) or found.get(asked.path.partition("?")[0], missing))
     async with served(service) as url:
         yield Site(int(url.rpartition(":")[2]), service)

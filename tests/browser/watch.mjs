@@ -15,7 +15,8 @@ export function watch(context, secrets) {
 
   async function read(request) {
     const response = await request.response();
-    const body = response ? await response.body() : "";
+    // A redirect has no body here, nor has what was loaded by a page that has gone; its fields are searched in any case.
+    const body = (await response?.body().catch(() => "")) ?? "";
     search(`the answer to ${request.method()} ${request.url()}`, body.toString("latin1"));
   }
 
@@ -37,9 +38,9 @@ export function watch(context, secrets) {
     const entry = { method: request.method(), url: request.url(), type: request.resourceType(), body: request.postData() };
     log.requests.push(entry);
     search(`${entry.method} ${entry.url}`, JSON.stringify(entry));
-    pending.push(note(request, entry));
+    pending.push(note(request, entry).catch(() => {})); // the page may be gone
   });
-  context.on("requestfinished", (request) => pending.push(read(request)));
+  context.on("requestfinished", (request) => pending.push(read(request).catch(() => {}))); // or the worker
   context.on("requestfailed", (request) =>
     log.failed.push({ method: request.method(), url: request.url(), reason: request.failure()?.errorText ?? "" }),
   );

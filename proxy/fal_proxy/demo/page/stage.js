@@ -39,6 +39,7 @@ export class Stage {
     this.#began = this.#heard = performance.now();
     this.find(".trouble").hidden = true;
     this.log.hidden = true;
+    this.canvas.dataset.stale = "";
     this.along(null);
     this.#show("waiting", say);
     clearInterval(this.#ticking);
@@ -95,6 +96,7 @@ export class Stage {
 
   /** Put a picture, or several, into the frame. */
   picture(...pictures) {
+    delete this.canvas.dataset.stale;
     this.canvas.replaceChildren(...pictures);
   }
 

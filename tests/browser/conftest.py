@@ -27,3 +27,10 @@ def dev(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Played]:
     """Return a running `dev`; the page's tests share it, each as a guest of its own."""
     with playing(tmp_path_factory.mktemp("dev")) as played:
         yield played
+
+
+@pytest.fixture
+def mended(dev: Played) -> Iterator[Played]:
+    """Return `dev` for a test that breaks its fal, and mend it however the test ends."""
+    yield dev
+    dev.mend()

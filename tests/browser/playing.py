@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import httpx2
+
 from browser.chromium import Asked, Visit
 from support.commands import clean_environment, running
 
@@ -16,6 +18,12 @@ class Played:
     """A running `dev`."""
 
     url: str
+
+    def mend(self) -> None:
+        """Let fal be well again."""
+        headers = {"content-type": "application/json", "origin": self.url}
+        answer = httpx2.post(f"{self.url}/demo/fault", content=b'{"fault": "none"}', headers=headers, trust_env=False)
+        assert answer.json() == {"fault": "none"}
 
 
 @contextlib.contextmanager

@@ -122,11 +122,10 @@ class Trace:
         for entry in reversed(self._journal):
             if entry is seen.before:
                 break
-            if id(entry) in taken or entry.method != seen.request.method:
-                continue
-            if entry.host == seen.host and _without_ticket(entry.target) == address:
-                same.append(entry)
-            elif not seen.host and entry.body_bytes == seen.body_bytes:
+            addressed = (entry.host, _without_ticket(entry.target)) == (seen.host, address)
+            # Where an upload goes is sealed in its URL; its bytes tell.
+            alike = addressed if seen.host else entry.body_bytes == seen.body_bytes
+            if alike and entry.method == seen.request.method and id(entry) not in taken:
                 same.append(entry)
         exact = [entry for entry in same if entry.body == seen.body]
         # A token request is built anew, so that its bytes are not the caller's.

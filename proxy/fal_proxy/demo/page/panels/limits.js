@@ -26,8 +26,8 @@ export function limitsPanel(world, player) {
     const [submit] = limits.submit;
     const used = budget.spent_microusd + budget.reserved_microusd;
     const spent = `${dollars(budget.spent_microusd)} of ${dollars(budget.limit_microusd)}`;
-    const held = budget.reserved_microusd ? `, ${dollars(budget.reserved_microusd)} more is held` : "";
-    const back = submit.remaining < submit.limit ? `, all back in ${submit.reset_seconds} s` : "";
+    const held = budget.reserved_microusd ? `, ${dollars(budget.reserved_microusd)} held` : "";
+    const back = submit.remaining < submit.limit ? `, all back in ${submit.reset_seconds}\u00a0s` : "";
     bar("budget", "Spent", spent + held, used / budget.limit_microusd);
     bar("submit", "Runs a minute", `${submit.limit - submit.remaining} of ${submit.limit}${back}`, 1 - submit.remaining / submit.limit);
     bar("concurrent", "At a time", `${concurrent.in_use} of ${concurrent.limit}`, concurrent.in_use / concurrent.limit);

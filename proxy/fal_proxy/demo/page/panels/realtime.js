@@ -5,6 +5,7 @@ import { element, Stage } from "../stage.js";
 import { tell, wire } from "../wire.js";
 
 const REST_MILLISECONDS = 15_000;
+const DEAF_MILLISECONDS = 3000;
 const ENOUGH = 40; // latencies that the median is taken of
 
 export function realtimePanel(world, player) {
@@ -24,13 +25,19 @@ export function realtimePanel(world, player) {
   stage.canvas.after(keys);
 
   const chosen = (name) => stage.form.elements[name].value;
-  const pad = new Pad(board, () => chosen("colour"), { onBegin: () => (broken = false), onStroke: draw });
+  const pad = new Pad(board, () => chosen("colour"), { onBegin: begin, onStroke: draw });
   const where = {
     relay: { proxyUrl: location.origin + world.mount },
     token: { proxyUrl: location.origin + world.tokens, relay: world.fal },
   };
   let session;
   let broken = false; // a socket that failed is not opened anew before the pen is set down again
+
+  function begin() {
+    broken = false;
+    const [oldest = Infinity] = session?.sent.values() ?? [];
+    if (performance.now() - oldest > DEAF_MILLISECONDS) close(); // nobody answers on it any more
+  }
 
   function open() {
     const mine = { sent: new Map(), latencies: [], number: 0, closed: false };

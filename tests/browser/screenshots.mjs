@@ -45,3 +45,20 @@ export async function screenshots({ page, params: { url, folder, name } }) {
   await panel("stream", "trouble");
   return made;
 }
+
+/** One panel after play, as the README shows it. */
+export async function panel({ page, params: { url, folder, name, panel: id } }) {
+  await page.setViewportSize({ width: 1200, height: 800 });
+  await opened(page, url);
+  const play = { realtime: "#realtime [data-example]", key: "#generate [type=submit]" }[id];
+  await page.click(play);
+  await state(page, id === "realtime" ? "realtime" : "generate", "done");
+  if (id === "key") await page.waitForSelector("#key .side:nth-child(2) dl");
+  await page.waitForFunction(() => [...document.querySelectorAll("[data-code] pre")].every((pre) => pre.textContent));
+  await page.evaluate(() => (document.querySelector(".bar").style.position = "static"));
+  const clip = await page.evaluate((id) => {
+    const { top, height } = document.getElementById(id).getBoundingClientRect();
+    return { x: 0, y: top + scrollY + 1, width: innerWidth, height: height - 1 };
+  }, id);
+  await page.screenshot({ path: `${folder}/${name}`, animations: "disabled", fullPage: true, clip });
+}

@@ -2,6 +2,7 @@
 // To change the committed ones: npm ci --ignore-scripts && node build.mjs ../../../proxy/fal_proxy/demo/page
 import { readFile, writeFile } from "node:fs/promises";
 import { join } from "node:path";
+import { fileURLToPath } from "node:url";
 import { build } from "esbuild";
 
 const [folder] = process.argv.slice(2);
@@ -10,7 +11,7 @@ const version = async (name) => JSON.parse(await readFile(new URL(`${name}/packa
 
 const bundled = await build({
   entryPoints: ["entry.mjs"],
-  absWorkingDir: import.meta.dirname,
+  absWorkingDir: fileURLToPath(new URL(".", import.meta.url)),
   banner: { js: `/* @fal-ai/client ${await version("@fal-ai/client")} and what it needs; licences: fal-client.LICENSES.txt */` },
   bundle: true,
   format: "esm",

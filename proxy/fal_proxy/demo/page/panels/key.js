@@ -38,7 +38,7 @@ export function keyPanel() {
     button.dataset.number = exchange.number;
     button.setAttribute("aria-pressed", String(pressed));
     const { method } = exchange.browser;
-    button.append(element("span", `${method} ${exchange.name}`), element("span", String(exchange.status ?? "…"), { className: "number" }));
+    button.append(element("span", `${method} ${exchange.name.split("?")[0]}`), element("span", String(exchange.status ?? "…"), { className: "number" }));
     button.addEventListener("click", () => {
       chosen = exchange.number;
       render();

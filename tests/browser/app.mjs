@@ -59,8 +59,8 @@ async function used({ bundle, proxyUrl, shim, userKey, include, ways, relay, pic
 const picture = "data:image/gif;base64,R0lGODlhAQABAPAAAP8AAP///yH5BAAAAAAALAAAAAABAAEAAAICRAEAOw==";
 
 /** Open the page `at`, sign in if there is a `session`, and use the client there. */
-export async function use({ page, params: { at, session, ...given } }) {
-  if (session) await signIn(page, given.proxyUrl, session);
+export async function use({ page, params: { at, mount, session, ...given } }) {
+  if (session) await signIn(page, mount ?? given.proxyUrl, session);
   await page.goto(at);
   return page.evaluate(used, { picture, ...given });
 }

@@ -12,8 +12,9 @@ from typing import Any
 import msgspec
 import pytest
 
+from browser.app import CLIENT, WAYS, judge_use
 from browser.chromium import Browser
-from browser.sites import Site, document, html, site
+from browser.sites import Site, html, site
 from browser.stage import CROSS_SITE, SAME_SITE, SESSION, ambient_settings, whoami
 from fal_proxy.emulator import Entry
 from fal_proxy.settings import Cors, Realtime
@@ -22,11 +23,7 @@ from support.emulated import Emulated, emulated
 from support.proxied import OPEN_PLAN, Proxy, proxied
 from support.services import Service, served
 
-ROOT = README.parent
-BUNDLE = ROOT / "proxy" / "fal_proxy" / "demo" / "page" / "fal-client.js"
 APP = "app.localhost"  # the page's name
-WAYS = ["me", "run", "subscribe", "watch", "stream", "realtime"]
-INPUT = {"prompt": "a pier"}
 # What the README gives pages: the tag with its hash, and the policy.
 [TAG] = re.findall(r"<script type=\"module\".*?</script>", README.read_text("utf-8"), re.DOTALL)
 [POLICY] = re.findall(r"Under a strict CSP: `(.*?)`", README.read_text("utf-8"))
@@ -62,7 +59,7 @@ async def apart(
     folder: Path, *, identity: str = "anonymous", listed: tuple[str, ...] = (APP,), tag: str = TAG, **changes: Any
 ) -> AsyncIterator[Apart]:
     """Run a page with the README's tag and policy, the proxy, and fal; pages of the `listed` names may use the proxy."""
-    files = {"/fal-client.js": document(BUNDLE.read_bytes(), "text/javascript")}
+    files = {"/fal-client.js": CLIENT}
     async with site(files) as pages, emulated() as fal, served(Service(whoami)) as service:
         changes = {"cors": Cors(origins=tuple(pages.at(name) for name in listed)), **changes}
         async with proxied(
@@ -76,15 +73,6 @@ async def apart(
             text = "<!doctype html><html lang=en><meta charset=utf-8><link rel=icon href=data:,><title>app</title>"
             files["/"] = html(text + led_to(proxy.origin, tag), content_security_policy=policy)
             yield Apart(pages, proxy, fal)
-
-
-def judge_use(seen: dict[str, Any]) -> None:
-    """Assert that each of WAYS brought what it was asked for."""
-    assert {way: seen[way] for way in ("run", "subscribe", "watch")} == dict.fromkeys(
-        ("run", "subscribe", "watch"), INPUT
-    )
-    assert seen["stream"] > 1
-    assert seen["realtime"] == 1
 
 
 @pytest.mark.parametrize("host", [APP, SAME_SITE], ids=["another site", "another port"])

@@ -142,8 +142,10 @@ class Trace:
             fal = self._side(arrived.method, arrived.target, arrived.headers, arrived.body, arrived.body_bytes)
             fal |= {"host": arrived.host, "status": arrived.status}
         browser = self._side(request.method, target, request.headers, bytes(seen.body), seen.body_bytes)
+        name = seen.host + _target(seen.target) if seen.host else "the bytes of a file"
         return {
             "number": seen.number,
+            "name": self._hidden(name),
             "at": seen.at,
             "polling": seen.polling,
             "status": seen.status,

@@ -15,7 +15,7 @@ const player = { key: undefined, headers: {} };
 function playAs(name) {
   player.key = world.users.find((user) => user.name === name).key;
   player.headers = player.key ? { authorization: `Key ${player.key}` } : {};
-  use(player.key, watched);
+  use({ credentials: player.key, suppressLocalCredentialsWarning: true, fetch: watched });
   tell("player", { name });
 }
 
@@ -34,6 +34,7 @@ async function breakFal(name) {
 
 fault.dataset.broken = String(world.fault !== "none");
 document.body.dataset.fault = world.fault;
+await fetch(`${world.mount}/me`); // a guest is known by the cookie that this brings
 for (const panel of [generatePanel, streamPanel, realtimePanel, uploadPanel, limitsPanel, keyPanel]) panel(world, player);
 showCode();
 playAs(users.querySelector(":checked").value); // browsers keep the choice over a reload

@@ -39,6 +39,7 @@ export class Stage {
     this.#began = this.#heard = performance.now();
     this.find(".trouble").hidden = true;
     this.log.hidden = true;
+    this.canvas.dataset.stale = "";
     this.along(null);
     this.#show("waiting", say);
     clearInterval(this.#ticking);
@@ -64,17 +65,18 @@ export class Stage {
   /** End without a result and without a fault: whoever plays has changed their mind. */
   idle(say) {
     this.#end();
+    this.find(".trouble").hidden = true;
     this.#show("idle", say);
   }
 
   /** Show what went wrong, and offer `again` where repeating makes sense. */
   failed(error, again) {
     this.#end();
-    const { title, said, advice, name } = explain(error);
+    const { title, said, advice, again: label, name } = explain(error);
     this.#show("failed", title);
     const lines = [element("strong", title), said && element("p", said), advice && element("p", advice), element("code", name)];
     if (again) {
-      const button = element("button", "Try again");
+      const button = element("button", label);
       button.type = "button";
       button.addEventListener("click", again);
       lines.push(button);
@@ -94,6 +96,7 @@ export class Stage {
 
   /** Put a picture, or several, into the frame. */
   picture(...pictures) {
+    delete this.canvas.dataset.stale;
     this.canvas.replaceChildren(...pictures);
   }
 
@@ -167,7 +170,7 @@ export function playable(stage, play, cancel) {
     try {
       await cancel?.();
     } finally {
-      aborting.abort();
+      aborting?.abort();
     }
   });
   return start;

@@ -12,14 +12,15 @@ const OURS = {
   mode_off: ["This is switched off here", "Ask whoever runs the proxy."],
   no_usable_key: ["The proxy has no key that works", "Ask whoever runs it; waiting may help."],
   origin_denied: ["This page may not use the proxy", "Whoever runs the proxy can list its origin."],
-  rate_limited: ["Too many requests", "Wait as long as “retry-after” says; the page in “Limits” shows how."],
+  rate_limited: ["Too many requests", "Wait as long as “retry-after” says; the “Limits” panel shows how."],
   store_unavailable: ["The proxy cannot count right now", "Try again in a moment."],
   unidentified: ["The proxy does not know you", "Sign in again."],
   unknown_request: ["There is no such request", "It may be somebody else’s, or forgotten."],
   upstream_invalid: ["fal’s answer could not be passed on", "Try again."],
   upstream_outcome_unknown: [
     "Nobody knows how this ended",
-    "The request had reached fal when the line broke, so it may have been paid for. Look before you repeat it.",
+    "Look at what was billed before you repeat it.",
+    "Run it anyway",
   ],
   upstream_timeout: ["fal did not answer in time", "Try again."],
   upstream_unreachable: ["fal cannot be reached", "Try again in a moment."],
@@ -29,11 +30,12 @@ const FALS = {
   403: ["fal refuses", "The account may be out of balance, or the model closed to it."],
   404: ["fal knows no such model", "Check its name."],
   422: ["fal refuses this input", "Change what it complains about and try again."],
-  429: ["fal is busy", "The client has already repeated this by itself. Wait a little, then try again."],
+  429: ["fal is busy", "Wait a little, then try again. What is queued the client has already repeated by itself."],
   499: ["Cancelled", "Nothing is running any more."],
 };
 const SOCKETS = {
-  1006: ["The line was cut", "Draw on: the next stroke opens a new one."],
+  refused: ["The socket was not opened", "A browser is not told why. Draw again, and another is asked for."],
+  1006: ["The socket was cut", "Draw on: the next stroke opens a new one."],
   1011: ["fal’s end of the line broke", "Draw on: the next stroke opens a new one."],
   1012: ["The proxy is about to end", "Draw on: the next stroke opens a new line."],
   1013: ["fal has no place for another session", "Wait a little, then draw on."],
@@ -43,11 +45,11 @@ const SOCKETS = {
   4429: ["Too many messages", "Draw more slowly."],
 };
 
-/** Return {title, said, advice, name} of whatever was thrown; `name` holds status, type and whose error it is. */
+/** Return {title, said, advice, again, name} of what was thrown; `name` holds status, type and whose error it is. */
 export function explain(error) {
   const { status, body, message = "" } = error ?? {};
   const type = body?.error_type ?? "";
-  if (SOCKETS[status]) return told(SOCKETS[status], message.replace(/^.*?: ?/, ""), `close code ${status}`);
+  if (SOCKETS[status]) return told(SOCKETS[status], message.replace(/^.*?: ?/, ""), Number(status) ? `close code ${status}` : "no handshake");
   if (OURS[type]) return told(OURS[type], body.detail, `${status} ${type}, said by fal-proxy`);
   if (body === undefined && (status === 500 || status === undefined)) {
     const advice = "Try again. What had arrived is still here, and a cut answer never passes for a whole one.";
@@ -57,8 +59,8 @@ export function explain(error) {
   return told(known, sentence(body?.detail) || message, [status, type || kind(body?.detail)].filter(Boolean).join(" ") + ", said by fal");
 }
 
-function told([title, advice], said, name) {
-  return { title, said: said ?? "", advice, name };
+function told([title, advice, again = "Try again"], said, name) {
+  return { title, said: said ?? "", advice, again, name };
 }
 
 /** Put fal's two forms of `detail`, a text and pydantic's list, into one sentence. */

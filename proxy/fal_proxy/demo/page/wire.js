@@ -1,5 +1,6 @@
 // What the client is given as `fetch`: the browser's own, which also says how far an upload is and that something happened.
-// Events: "answer" {status, url, type} for every answer, "progress" {loaded, total} while a file goes up.
+// Events: "answer" {status, url, type} for every answer, "progress" {loaded, total} while a file goes up; "abandon", told
+// by whoever cancels, ends that.
 export const wire = new EventTarget();
 
 export async function watched(url, init = {}) {
@@ -30,6 +31,7 @@ function sendFile(url, { method, headers, body, signal }) {
     request.onerror = () => reject(new TypeError("Failed to fetch"));
     request.onabort = () => reject(new DOMException("The upload was cancelled.", "AbortError"));
     signal?.addEventListener("abort", () => request.abort());
+    wire.addEventListener("abandon", () => request.abort(), { once: true });
     request.send(body);
   });
 }

@@ -1,2 +1,2 @@
-// There is no call to show: no key was ever in this page. This is how it asks `dev` what it saw.
-export const trace = () => fetch("/demo/trace.json").then((answer) => answer.json());
+// No call of fal's: no key was ever in this page. It asks `dev` what it saw.
+export const trace = async () => (await fetch("/demo/trace.json")).json();

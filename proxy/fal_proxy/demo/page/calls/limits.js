@@ -1,6 +1,6 @@
-export const standing = (init) => fetch("/api/fal/proxy/me", init).then((answer) => answer.json());
+export const standing = async (init) => (await fetch("/api/fal/proxy/me", init)).json();
 
-/** A fetch for `createFalClient({ proxyUrl, fetch, retry: { maxRetries: 0 } })` that waits as long as it is told to. */
+// createFalClient({ proxyUrl: "/api/fal/proxy", fetch: patient(wait) })
 export const patient = (wait) => async (url, init) => {
   for (;;) {
     const answer = await fetch(url, init);

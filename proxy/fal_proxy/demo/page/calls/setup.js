@@ -1,10 +1,4 @@
 import { fal } from "../fal-client.js"; // in your app: from "@fal-ai/client"
 
-export function use(userKey, fetch) {
-  fal.config({
-    proxyUrl: "/api/fal/proxy", // all that a guest needs
-    credentials: userKey, // only if your users have keys of the proxy's; never fal's own
-    suppressLocalCredentialsWarning: true, // which cannot know the difference
-    fetch, // only to show the progress of an upload
-  });
-}
+export const use = (more) => fal.config({ proxyUrl: "/api/fal/proxy", ...more });
+// A guest needs no more; a user with a key of the proxy's { credentials: userKey }.

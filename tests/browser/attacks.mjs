@@ -127,8 +127,10 @@ export const sent = {
   image: ({ url }) => hostile.embed("img", { src: url }),
   image_redirected: ({ url, site }) => hostile.embed("img", { src: `${site}/redirect?${encodeURIComponent(url)}` }),
   frame: ({ url }) => hostile.frame({ src: url }),
-  object: ({ url }) => hostile.embed("object", { data: url }),
-  embed: ({ url }) => hostile.embed("embed", { src: url }).then(() => null), // it loads, whatever it was answered
+  // These two load, whatever is answered.
+  object: ({ url }) =>
+    hostile.embed("object", { data: url }).then(() => hostile.lookInto(document.querySelector("object"))),
+  embed: ({ url }) => hostile.embed("embed", { src: url }).then(() => null),
   video: ({ url }) => hostile.embed("video", { src: url, muted: true, preload: "auto" }),
   script: ({ url }) => hostile.embed("script", { src: url }),
   module: ({ url }) => hostile.within(import(url).then(() => "imported")),

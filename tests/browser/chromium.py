@@ -13,7 +13,7 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -65,17 +65,18 @@ class Visit:
         """What the console shows in red."""
         return [f"{line['text']} ({line['url']})" for line in self.console if line["type"] == "error"] + self.faults
 
-    def judge_private(self) -> None:
-        """Assert that the fal key was nowhere to be seen, and that nobody but this machine was asked."""
+    def judge_private(self, names: Collection[str] = ()) -> None:
+        """Assert that the fal key was nowhere to be seen, and that nobody but this machine, or `names`, was asked."""
         assert not self.leaks, f"a fal key was seen in: {self.leaks}"
         urls = [request.url for request in self.requests] + [socket["url"] for socket in self.sockets]
         hosts = {urlsplit(url).netloc.rpartition("@")[2] for url in urls if urlsplit(url).scheme in _NETWORK}
-        strangers = [host for host in hosts if not _LOOPBACK.fullmatch(re.sub(r":\d+$", "", host))]
+        found = {re.sub(r":\d+$", "", host) for host in hosts} - set(names)
+        strangers = [host for host in found if not _LOOPBACK.fullmatch(host)]
         assert not strangers, f"the page asked strangers: {strangers}"
 
-    def judge(self) -> None:
+    def judge(self, names: Collection[str] = ()) -> None:
         """Assert what holds for every page of ours: private, and nothing red in the console."""
-        self.judge_private()
+        self.judge_private(names)
         assert not self.errors, self.errors
 
 
@@ -88,11 +89,19 @@ class Browser:
         self.version = str(self._answer()["version"])
 
     async def play(
-        self, file: str, scenario: str, *, options: dict[str, Any] | None = None, hostile: bool = False, **params: Any
+        self,
+        file: str,
+        scenario: str,
+        *,
+        options: dict[str, Any] | None = None,
+        hostile: bool = False,
+        names: Collection[str] = (),
+        **params: Any,
     ) -> Visit:
         """Play a scenario to its end and judge the visit; a `hostile` page may have errors in its console.
 
-        `options` are those of Playwright's `newContext`. Raises ScriptFailed with what the scenario threw.
+        `options` are those of Playwright's `newContext`; `names` are host names beside those of loopback that may be asked.
+        Raises ScriptFailed with what the scenario threw.
         """
         asked = {"file": file, "scenario": scenario, "params": params, "options": options or {}, "secrets": SECRETS}
         async with asyncio.timeout(PATIENCE_SECONDS):
@@ -103,9 +112,9 @@ class Browser:
         if "error" in answer:
             raise ScriptFailed("\n".join([answer["error"], *visit.errors[-5:]]))
         if hostile:
-            visit.judge_private()
+            visit.judge_private(names)
         else:
-            visit.judge()
+            visit.judge(names)
         return visit
 
     def _ask(self, line: str) -> dict[str, Any]:

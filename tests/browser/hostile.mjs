@@ -28,21 +28,48 @@ async function arrived(site, names) {
   }
 }
 
-/** Sign in, open the page `at`, and attack from there. Return what each attack saw, and which ones must have arrived. */
-export async function attack({ page, context, params: { at, site, mount, session } }) {
-  await signIn(page, mount, session);
-  await context.addInitScript(hostileTools);
-  await page.goto(at);
+/** Let the page that is open make every attack of `names`. Return what each saw, and which ones must have arrived. */
+async function attackFrom(page, { site, mount, names = Object.keys(ATTACKS) }) {
   const seen = {};
   const act = async (name) => {
     const url = `${mount}/fal.run/emulator/echo/${name}`;
     seen[name] = await page.evaluate(ATTACKS[name], { url, site, mount });
   };
-  for (const name of Object.keys(opened)) await act(name);
-  await Promise.all([...Object.keys(sent), ...Object.keys(asked_first)].map(act));
-  const delivered = [...Object.keys(sent), ...Object.keys(opened)];
+  for (const name of names.filter((name) => name in opened)) await act(name);
+  await Promise.all(names.filter((name) => !(name in opened)).map(act));
+  const delivered = names.filter((name) => !(name in asked_first));
   await arrived(site, delivered);
   return { seen, delivered };
+}
+
+/** Sign in, open the page `at`, and attack from there. */
+export async function attack({ page, context, params: { at, session, ...given } }) {
+  await signIn(page, given.mount, session);
+  await context.addInitScript(hostileTools);
+  await page.goto(at);
+  const outcome = await attackFrom(page, given);
+  await page.goto(`${given.mount}/client.d.ts`);
+  const me = await page.evaluate(async (mount) => (await fetch(`${mount}/me`)).json(), given.mount);
+  return { me, ...outcome };
+}
+
+/** Attack from a page of a name that is about to mean the proxy. */
+export async function rebind({ page, context, params }) {
+  await context.addInitScript(hostileTools);
+  await page.goto(new URL("/strangers", params.mount).href);
+  return attackFrom(page, params);
+}
+
+/** Read addresses from the page `at`, with cookies, in every way that shows what an answer says. */
+export async function read({ page, context, params: { at, urls } }) {
+  await context.addInitScript(hostileTools);
+  await page.goto(at);
+  const seen = {};
+  for (const url of urls) {
+    const ways = [ATTACKS.fetch_get, ATTACKS.fetch_get_simple, ATTACKS.script, ATTACKS.frame, ATTACKS.image];
+    seen[url] = await Promise.all(ways.map((way) => page.evaluate(way, { url })));
+  }
+  return seen;
 }
 
 /** A victim has a job; a page that knows its addresses tries to read them, by each of `ways`. */

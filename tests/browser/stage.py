@@ -12,7 +12,7 @@ from urllib.parse import unquote
 
 import msgspec
 
-from browser.sites import Site, document, html, site
+from browser.sites import BLANK, Site, document, html, site
 from fal_proxy.app import Scope
 from fal_proxy.relay.inbound import Message, Receive, Send
 from fal_proxy.settings import ForwardSource, HeaderSource, Identity, KeySource, Plan, Settings, State
@@ -22,7 +22,9 @@ from support.services import Asked, Reply, Service, served
 
 USER_HEADER = "x-forwarded-user"
 SESSION = "ada"  # the value of the app's own session cookie, where there is one
+OPEN_METHODS = ("POST", "GET", "PUT")  # a mere GET costs money then
 AMBIENT = ("anonymous", "forward", "header")
+STRANGERS_PAGE = "/strangers"  # what a name led to before it meant the proxy: DNS rebinding
 # What strangers call themselves: another port is the same site to a browser, which sends cookies there.
 SAME_SITE, CROSS_SITE = "127.0.0.1", "evil.localhost"
 
@@ -79,6 +81,10 @@ class Front:
         if "headers" not in scope:
             await self._app(scope, receive, send)
             return
+        if scope["path"] == STRANGERS_PAGE:
+            await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/html")]})
+            await send({"type": "http.response.body", "body": BLANK.encode()})
+            return
         user = session_of(scope["headers"])
         if self._names_users:  # and nobody else may
             kept = [pair for pair in scope["headers"] if pair[0] != USER_HEADER.encode()]
@@ -107,15 +113,17 @@ def whoami(asked: Asked) -> Reply:
     return Reply(401) if user is None else Reply(200, json.dumps({"id": user}).encode())
 
 
-def ambient_settings(folder: Path, identity: str, whoami_url: str = "", **changes: Any) -> Settings:
-    """Return settings with one ambient source; its plan opens every method, so that a mere GET costs money."""
+def ambient_settings(
+    folder: Path, identity: str, whoami_url: str = "", *, methods: tuple[str, ...] = OPEN_METHODS, **changes: Any
+) -> Settings:
+    """Return settings with one ambient source; `methods` are those of its plan."""
     keys = KeySource(file=str(folder / "users.toml"))
     sources = {
         "anonymous": Identity(sources=("key", "anonymous"), key=keys),
         "forward": Identity(sources=("key", "forward"), key=keys, forward=ForwardSource(url=whoami_url)),
         "header": Identity(sources=("header",), header=HeaderSource(name=USER_HEADER, from_=("127.0.0.1",))),
     }
-    plan: Plan = msgspec.structs.replace(OPEN_PLAN, methods=("POST", "GET", "PUT"), realtime_sessions=100)
+    plan: Plan = msgspec.structs.replace(OPEN_PLAN, methods=methods, realtime_sessions=100)
     changes = {"identity": sources[identity], "plans": {"default": plan}, "state": State(), **changes}
     return msgspec.structs.replace(open_settings(folder), **changes)
 

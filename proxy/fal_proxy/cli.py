@@ -38,6 +38,21 @@ _mask = SecretMask()  # on every handler of this process
 P = ParamSpec("P")
 R = TypeVar("R")
 
+
+def _finite(_: click.Context, option: click.Parameter, value: float) -> float:
+    if not math.isfinite(value):
+        raise click.BadParameter("must be a finite number", param=option)
+    return value
+
+
+_speed = click.option(
+    "--speed",
+    type=click.FloatRange(0, min_open=True),
+    default=1.0,
+    show_default=True,
+    callback=_finite,
+    help="Divides fal's durations.",
+)
 _config = click.option("--config", type=click.Path(dir_okay=False), help="Settings file; default ./fal-proxy.toml.")
 
 
@@ -114,13 +129,14 @@ def serve(config: str | None, host: str | None, port: int | None, reuse_port: bo
 
 @main.command()
 @click.option("--port", type=click.IntRange(0, 65535), default=8080, show_default=True, help="0 picks a free one.")
+@_speed
 @_refusing
-def dev(port: int) -> None:
+def dev(port: int, speed: float) -> None:
     """Play: a page, the proxy and an offline fal on loopback, no key, no configuration, no network."""
     emulator = _emulator()
     proxy_sock, fal_sock = bind("127.0.0.1", port), bind("127.0.0.1", 0)
     fal_url = Listener(None, fal_sock).url
-    offline = emulator.create_emulator(fal_url)
+    offline = emulator.create_emulator(fal_url, speed=speed)
     fal = Listener(offline, fal_sock, emulator.EmulatorProtocol, emulator.EmulatorSocket)
 
     def break_fal(faults: str) -> None:
@@ -150,9 +166,7 @@ def dev(port: int) -> None:
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8090, show_default=True, help="0 picks a free one.")
 @click.option("--public-url", help="What handed-out URLs start with; default: the address listened on.")
-@click.option(
-    "--speed", type=click.FloatRange(0, min_open=True), default=1.0, show_default=True, help="Divides durations."
-)
+@_speed
 @click.option("--seed", type=int, help="Makes chance repeatable.")
 @click.option(
     "--faults",
@@ -163,8 +177,6 @@ def dev(port: int) -> None:
 def emulate(host: str, port: int, public_url: str | None, speed: float, seed: int | None, faults: str) -> None:
     """Serve an offline fal: every host below one port, /<host>/<path>."""
     emulator = _emulator()
-    if not math.isfinite(speed):
-        raise click.BadParameter("must be a finite number", param_hint="--speed")
     try:
         parsed = emulator.parse_faults(faults)
     except ValueError as error:

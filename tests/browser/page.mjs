@@ -192,36 +192,40 @@ export async function changedCode({ page, params: { url } }) {
   return text(page, "#generate pre code");
 }
 
-/** Break fal, play, read what went wrong; mend it, and play again. */
-export async function broken({ page, params: { url, fault, panel, sample } }) {
+/** Break fal, play all panels at once, read what went wrong; mend it, and play them again. */
+export async function broken({ page, params: { url, fault } }) {
+  const panels = ["generate", "stream", "realtime", "upload", "limits"];
+  const play = (panel) => page.click(`#${panel} ${panel === "realtime" ? "[data-example]" : "[type=submit]"}`);
   await opened(page, url);
   await page.check("#users [value=Ada]", { force: true });
-  if (sample) {
-    await page.click("#upload [data-sample]");
-    await state(page, "upload", "done");
-  }
-  const play = panel === "realtime" ? "[data-example]" : "[type=submit]";
+  await page.click("#upload [data-sample]");
+  await state(page, "upload", "done");
   await set(page, fault);
-  await page.click(`#${panel} ${play}`);
-  let said;
-  if (fault === "stall") {
-    await page.waitForFunction((id) => /Nothing heard/.test(document.querySelector(`#${id} .say`).textContent), panel, { timeout: 20_000 });
-    said = await text(page, `#${panel} .say`);
-    if (panel !== "realtime") {
-      await page.click(`#${panel} [data-cancel]`);
-      await state(page, panel, "idle");
+  const said = {};
+  for (const panel of panels) await play(panel);
+  for (const panel of panels) {
+    if (fault === "stall") {
+      const silent = (id) => /Nothing heard/.test(document.querySelector(`#${id} .say`).textContent);
+      await page.waitForFunction(silent, panel, { timeout: 20_000 });
+      said[panel] = await text(page, `#${panel} .say`);
+    } else {
+      await state(page, panel, "failed");
+      said[panel] = await page.locator(`#${panel} .trouble`).innerText();
     }
-  } else {
-    await state(page, panel, "failed");
-    said = await page.locator(`#${panel} .trouble`).innerText();
+  }
+  // Cancelled before it is mended: a browser has six connections, and what stalls holds all of them.
+  for (const panel of panels.filter((panel) => fault === "stall" && panel !== "realtime")) {
+    await page.click(`#${panel} [data-cancel]`);
+    await state(page, panel, "idle");
   }
   await set(page, "none");
-  const again = page.locator(`#${panel} .trouble button`);
-  if (fault !== "stall" && panel !== "realtime") await again.click();
-  else await page.click(`#${panel} ${play}`);
-  await page.waitForSelector(`#${panel} .stage:not([data-state=failed])`);
-  await state(page, panel, "done");
-  return { said, trouble: await page.isVisible(`#${panel} .trouble`) };
+  for (const panel of panels) {
+    if (panel === "realtime" || fault === "stall") await play(panel);
+    else await page.click(`#${panel} .trouble button`);
+    await page.waitForSelector(`#${panel} .stage:not([data-state=failed]):not([data-state=idle])`);
+  }
+  for (const panel of panels) await state(page, panel, "done");
+  return { said, trouble: await page.locator(".trouble").filter({ visible: true }).count() };
 }
 
 async function set(page, fault) {
@@ -234,22 +238,27 @@ export async function walk({ page, params: { url } }) {
   await opened(page, url);
   const reached = [];
   const unseen = [];
+  const again = [];
+  await page.evaluate(() => (globalThis.walked = new Set()));
   for (let step = 0; step < 120; step += 1) {
     await page.keyboard.press("Tab");
     const at = await page.evaluate(() => {
       const element = document.activeElement;
       if (element === document.body) return null;
+      const again = globalThis.walked.has(element);
+      globalThis.walked.add(element);
       const look = (it) => it && getComputedStyle(it).outlineStyle !== "none";
       const seen = look(element) || look(element.nextElementSibling) || look(element.closest("label"));
       const label = element.getAttribute("aria-label") ?? element.labels?.[0]?.textContent ?? element.textContent;
-      return { name: `${element.closest("section, header, footer")?.id || element.closest("header, footer, section, a")?.className} ${element.localName} ${label.trim().slice(0, 40)}`, seen };
+      return { name: `${element.closest("section, header, footer")?.id || element.closest("header, footer, section, a")?.className} ${element.localName} ${label.trim().slice(0, 40)}`, seen, again };
     });
     if (at === null) break;
     reached.push(at.name);
     if (!at.seen) unseen.push(at.name);
+    if (at.again) again.push(at.name);
   }
   const focusable = await page.$$eval(FOCUSABLE, (found) => found.filter((element) => element.checkVisibility()).length);
-  return { reached, unseen, focusable };
+  return { reached, unseen, again, focusable };
 }
 
 /** Play every panel without ever touching a pointer. */

@@ -12,6 +12,8 @@ import httpx2
 from browser.chromium import Asked, Visit
 from support.commands import clean_environment, running
 
+SPEED = 2  # of fal: enough to be quick, and not so much that a poll misses a state
+
 
 @dataclass(frozen=True)
 class Played:
@@ -29,7 +31,7 @@ class Played:
 @contextlib.contextmanager
 def playing(folder: Path) -> Iterator[Played]:
     """Run `dev` until the block ends."""
-    with running(["dev", "--port", "0"], folder, clean_environment()) as process:
+    with running(["dev", "--port", "0", "--speed", str(SPEED)], folder, clean_environment()) as process:
         yield Played(process.url)
 
 

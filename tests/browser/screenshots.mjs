@@ -29,7 +29,7 @@ export async function screenshots({ page, params: { url, folder, name } }) {
   await state(page, "upload", "done");
   await page.click("#upload [type=submit]");
   await page.click("#generate [type=submit]");
-  await page.waitForFunction(() => /[4-9]\d %/.test(document.querySelector("#generate .say").textContent));
+  await page.waitForFunction(() => /[1-9]\d %/.test(document.querySelector("#generate .say").textContent));
   await panel("generate", "running");
   for (const id of ["generate", "stream", "realtime", "upload"]) await state(page, id, "done");
   await page.locator("#key .requests button", { hasText: "queue.fal.run" }).first().click();

@@ -16,8 +16,9 @@ from fal_proxy import demo
 CALLS = Path(demo.__file__).parent / "page" / "calls"
 
 
-async def test_generate_shows_queue_log_time_and_the_picture(browser: Browser, dev: Played) -> None:
-    visit = await browser.play("page.mjs", "generate", url=dev.url)
+@pytest.mark.parametrize("name", ["127.0.0.1", "localhost"])
+async def test_generate_shows_queue_log_time_and_the_picture(browser: Browser, dev: Played, name: str) -> None:
+    visit = await browser.play("page.mjs", "generate", url=dev.url.replace("127.0.0.1", name))
 
     states = [state for state, _ in visit.result["seen"]]
     assert states.index("waiting") < states.index("running") < states.index("done")
@@ -29,6 +30,11 @@ async def test_generate_shows_queue_log_time_and_the_picture(browser: Browser, d
     assert (visit.result["alt"], visit.result["width"]) == ("A fox in the snow", 512)
     [submit] = by_target(visit, "https://queue.fal.run/fal-ai/flux/dev")
     assert json.loads(submit.body or "") == {"prompt": "A fox in the snow", "image_size": "square", "seed": 11}
+    polls = [asked for asked in visit.requests if asked.headers.get("x-fal-target-url", "").endswith("/status?logs=1")]
+    assert {asked.status for asked in polls} <= {200, 202}
+    assert {("origin" in asked.headers, "fal_proxy_anon" in asked.headers["cookie"]) for asked in polls} == {
+        (False, True)
+    }
 
 
 async def test_cancel_reaches_fal_and_the_panel_goes_on(browser: Browser, dev: Played) -> None:

@@ -13,6 +13,7 @@ import pytest
 
 from browser.pictures import PICTURES
 from fal_proxy import demo
+from fal_proxy.errors import ERROR_TYPES
 from support.node import Node, NodeMissing, install
 
 PAGE = Path(demo.__file__).parent / "page"
@@ -56,6 +57,11 @@ def test_no_file_of_the_page_names_another_host_or_is_long(path: Path) -> None:
         "an SVG's namespace, and nothing else"
     )
     assert len(text.splitlines()) <= 320
+
+
+def test_page_has_words_for_every_error_of_the_proxy() -> None:
+    ours = (PAGE / "trouble.js").read_text("utf-8").partition("const OURS = {")[2].partition("\n};")[0]
+    assert set(re.findall(r"^  (\w+): \[", ours, re.MULTILINE)) == set(ERROR_TYPES)
 
 
 def test_markup_holds_no_script_no_style_and_no_handler() -> None:

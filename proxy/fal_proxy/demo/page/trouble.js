@@ -1,5 +1,6 @@
 // An error, in words for people: what happened, what to do about it, and its name for whoever looks it up.
 const OURS = {
+  invalid_target: ["The proxy does not know that address", "Look at what the page asked for."],
   bad_request: ["The request makes no sense", "Look at what the page sent."],
   body_too_large: ["That is too large", "Choose something smaller."],
   budget_exhausted: ["The budget is used up", "Wait until it fills again, or play as somebody with more."],
@@ -7,12 +8,19 @@ const OURS = {
   concurrency_limited: ["Too many at a time", "Wait until one of them has ended."],
   draining: ["The proxy is about to end", "Try again: the next one is already up."],
   endpoint_denied: ["This plan does not open that model", "Choose another model, or another plan."],
+  header_too_large: ["The request’s head is too large", "Too many or too long fields, or cookies."],
   identity_unavailable: ["Nobody can say who you are right now", "Try again in a moment."],
   input_denied: ["This input is not allowed here", "Change the field that is named."],
+  internal_error: ["The proxy has a fault", "Try again; its log says more."],
+  length_required: ["The proxy must know how large that is", "Send a file, not a stream."],
+  method_not_allowed: ["That cannot be done with it", "Look at the method that the page used."],
+  misdirected_host: ["The proxy does not answer to this name", "Whoever runs it can list the name."],
   mode_off: ["This is switched off here", "Ask whoever runs the proxy."],
   no_usable_key: ["The proxy has no key that works", "Ask whoever runs it; waiting may help."],
+  not_found: ["Nothing is there", "Look at the address."],
   origin_denied: ["This page may not use the proxy", "Whoever runs the proxy can list its origin."],
   rate_limited: ["Too many requests", "Wait as long as “retry-after” says; the “Limits” panel shows how."],
+  request_timeout: ["That came too slowly", "Try again, on a better line."],
   store_unavailable: ["The proxy cannot count right now", "Try again in a moment."],
   unidentified: ["The proxy does not know you", "Sign in again."],
   unknown_request: ["There is no such request", "It may be somebody else’s, or forgotten."],
@@ -24,6 +32,7 @@ const OURS = {
   ],
   upstream_timeout: ["fal did not answer in time", "Try again."],
   upstream_unreachable: ["fal cannot be reached", "Try again in a moment."],
+  webhook_denied: ["No webhooks here", "Leave “webhookUrl” out."],
 };
 const FALS = {
   401: ["fal does not accept the proxy’s key", "Whoever runs the proxy has to look at it."],

@@ -28,7 +28,7 @@ export function uploadPanel() {
     stage.begin(`${file.name}, ${kilobytes(file.size)}`);
     stage.along(undefined);
     try {
-      if (file.type.startsWith("image/")) stage.picture(labelled("Yours", await loaded(URL.createObjectURL(file), file.name)));
+      stage.picture(labelled("Yours", await preview(file)));
       file_url = await upload(file);
       unready(false);
       stage.done(`${kilobytes(file.size)} are up. Repaint it.`);
@@ -73,6 +73,18 @@ export function uploadPanel() {
     take(event.dataTransfer.files[0]);
   });
   form.querySelector("[data-sample]").addEventListener("click", async () => take(await sample()));
+}
+
+/** Return what can be seen of a file: a picture, or its name. */
+async function preview(file) {
+  const url = URL.createObjectURL(file);
+  try {
+    return await loaded(url, file.name);
+  } catch {
+    return element("p", file.name, { className: "hint" });
+  } finally {
+    URL.revokeObjectURL(url);
+  }
 }
 
 function labelled(text, image) {

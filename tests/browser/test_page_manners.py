@@ -103,14 +103,24 @@ async def test_nothing_moves_for_whoever_asked_for_that(browser: Browser, dev: P
 
 @pytest.mark.parametrize(
     ("name", "options"),
-    [("light", {"colorScheme": "light"}), ("dark", {"colorScheme": "dark"}), ("phone", {"colorScheme": "dark", **PHONE})],
+    [
+        ("light", {"colorScheme": "light"}),
+        ("dark", {"colorScheme": "dark"}),
+        ("phone", {"colorScheme": "dark", **PHONE}),
+    ],
 )
 async def test_screenshots_are_made_to_be_looked_at(
     browser: Browser, mended: Played, name: str, options: dict[str, Any]
 ) -> None:
     SCREENSHOTS.mkdir(exist_ok=True)
     visit = await browser.play(
-        "screenshots.mjs", "screenshots", hostile=True, options=options, url=mended.url, folder=str(SCREENSHOTS), name=name
+        "screenshots.mjs",
+        "screenshots",
+        hostile=True,
+        options=options,
+        url=mended.url,
+        folder=str(SCREENSHOTS),
+        name=name,
     )
     assert all((SCREENSHOTS / file).stat().st_size > 10_000 for file in visit.result)
     assert len(visit.result) == 10

@@ -28,16 +28,16 @@ async function arrived(site, names) {
   }
 }
 
-/** Let the page that is open make every attack of `names`. Return what each saw, and which ones must have arrived. */
-async function attackFrom(page, { site, mount, names = Object.keys(ATTACKS) }) {
+/** Let the page that is open make each of `attacks`. Return what each saw, and which ones must have arrived. */
+async function attackFrom(page, { site, mount, attacks = Object.keys(ATTACKS) }) {
   const seen = {};
   const act = async (name) => {
     const url = `${mount}/fal.run/emulator/echo/${name}`;
     seen[name] = await page.evaluate(ATTACKS[name], { url, site, mount });
   };
-  for (const name of names.filter((name) => name in opened)) await act(name);
-  await Promise.all(names.filter((name) => !(name in opened)).map(act));
-  const delivered = names.filter((name) => !(name in asked_first));
+  for (const name of attacks.filter((name) => name in opened)) await act(name);
+  await Promise.all(attacks.filter((name) => !(name in opened)).map(act));
+  const delivered = attacks.filter((name) => !(name in asked_first));
   await arrived(site, delivered);
   return { seen, delivered };
 }
@@ -60,15 +60,23 @@ export async function rebind({ page, context, params }) {
   return attackFrom(page, params);
 }
 
-/** Read addresses from the page `at`, with cookies, in every way that shows what an answer says. */
+/** Read `urls` from the page `at`, and post to them, in every way that shows what an answer says. */
 export async function read({ page, context, params: { at, urls } }) {
   await context.addInitScript(hostileTools);
   await page.goto(at);
+  const ways = ["fetch_get", "fetch_get_simple", "fetch_credentials", "fetch_simple", "form_text", "script", "frame"];
   const seen = {};
   for (const url of urls) {
-    const ways = [ATTACKS.fetch_get, ATTACKS.fetch_get_simple, ATTACKS.script, ATTACKS.frame, ATTACKS.image];
-    seen[url] = await Promise.all(ways.map((way) => page.evaluate(way, { url })));
+    const each = ways.map(async (way) => [way, await page.evaluate(ATTACKS[way], { url })]);
+    seen[url] = Object.fromEntries(await Promise.all(each));
   }
+  return seen;
+}
+
+/** Return what each address answers to somebody who opens it. */
+export async function statuses({ page, params: { urls } }) {
+  const seen = [];
+  for (const url of urls) seen.push((await page.goto(url)).status());
   return seen;
 }
 

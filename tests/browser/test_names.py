@@ -72,11 +72,10 @@ async def test_under_a_plain_name_no_page_spends_what_a_visitor_has(
         visit = await browser.play("hostile.mjs", "attack", hostile=True, names=[OURS, PLAIN], **given)
 
         with_cookie = [arrival for arrival in running.arrivals if arrival.with_cookie and "/echo/" in arrival.path]
-        assert len(with_cookie) > (20 if name == OURS else 1)
+        assert len(with_cookie) > (20 if name == OURS else 0)
         assert {arrival.status for arrival in with_cookie} <= {403, 405}
         spent = visit.result["me"]["limits"]["submit"][0]
         assert spent["remaining"] == spent["limit"]
         # A GET without cookies is what curl sends too: it counts as its network's, where a plan has opened GET at all.
-        methods_at_fal = {entry.method for entry in running.fal.app.journal}
-        assert methods_at_fal == ({"GET"} if name == PLAIN and methods == OPEN_METHODS else set())
+        assert {entry.method for entry in running.fal.app.journal} <= set(methods) - {"POST", "PUT"}
         assert {way for way, seen in visit.result["seen"].items() if seen is not None} == set()

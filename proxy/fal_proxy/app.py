@@ -17,6 +17,7 @@ from fal_proxy.admission.gate import Gate
 from fal_proxy.admission.limits import compile_limits, parse_budget
 from fal_proxy.admission.rates import parse_rates
 from fal_proxy.admission.settler import Settler
+from fal_proxy.callbacks import Callbacks
 from fal_proxy.direct import Direct
 from fal_proxy.environment import Secret, admin_token, captured, header_secret, signing_secrets
 from fal_proxy.errors import Misconfigured, Refusal, StoreUnavailable
@@ -274,6 +275,7 @@ def create_app(
         trusted_proxies=TrustedProxies(settings.server.trusted_proxies),
         lifecycle=Lifecycle(),
         uploads=Uploads.of(settings, site, route, signing),
+        callbacks=Callbacks.of(settings, site, signing),
     )
     Storage.of(settings.storage, gateway).open()
     admin = Admin(settings.admin.host, admin_token(environ, []), telemetry.metrics)

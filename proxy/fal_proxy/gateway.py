@@ -24,6 +24,7 @@ from fal_proxy.admission.accounts import Account
 from fal_proxy.admission.gate import Gate, Grant
 from fal_proxy.admission.leases import Lease, LeaseAccount
 from fal_proxy.admission.settler import Settler
+from fal_proxy.callbacks import Callbacks
 from fal_proxy.direct import KINDS, Direct
 from fal_proxy.errors import ClientGone, Refusal
 from fal_proxy.exchange import Addressed, Caller, Ending, Exchange, Kind, Request, Target
@@ -97,6 +98,7 @@ class Gateway:
     trusted_proxies: TrustedProxies
     lifecycle: Lifecycle
     uploads: Uploads
+    callbacks: Callbacks
     routes: dict[bytes, Serve] = field(default_factory=dict)  # by first segment: what judges its callers by itself
 
     async def handle(
@@ -160,6 +162,7 @@ class Gateway:
         judge_cross_site(caller, request, origin_accepted=accepted, header_form=addressed.header_form)
         realtime_mode, wma = self.realtime_mode, self.direct.wma
         permit(target, plan, storage_mode=self.uploads.mode, realtime_mode=realtime_mode, wma=wma)
+        target = self.callbacks.judge(target, caller)
         if target.kind is Kind.TOKEN and realtime_mode == "relay":
             inbound = Inbound(receive, tokens.MAX_BYTES, announced, on_departure)
             await self._answer_ticket(request, target, caller, inbound, reply)

@@ -220,6 +220,18 @@ class Realtime(_Section, frozen=True):
     )
 
 
+class Webhooks(_Section, frozen=True):
+    """`[webhooks]`: where fal sends a job's end."""
+
+    allowed_hosts: Annotated[
+        tuple[str, ...], says("a client-chosen `fal_webhook` goes only there, over https; empty: none is accepted")
+    ] = ()
+    mode: Annotated[
+        Literal["off", "hub"],
+        says("`hub`: fal tells the proxy of every job's end, and the proxy the page and the app; needs `public_url`"),
+    ] = "off"
+
+
 class State(_Section, frozen=True):
     """`[state]`: what counts and remembers."""
 
@@ -261,6 +273,7 @@ class Settings(_Section, frozen=True):
     state: State = State()
     storage: Storage = Storage()
     realtime: Realtime = Realtime()
+    webhooks: Webhooks = Webhooks()
     admin: Admin = Admin()
 
     @classmethod

@@ -139,10 +139,10 @@ def _read_key(entry: Any, algorithms: frozenset[str]) -> PublicKey | None:
         for name in algorithms
         if ALGORITHMS[name] == Fit(kty, None if kty == "RSA" else entry.get("crv")) and entry.get("alg", name) == name
     )
-    parts = {"kty": kty, **{name: entry.get(name) for name in _PUBLIC_MEMBERS[kty]}}
-    if not usable or not all(isinstance(part, str) for part in parts.values()):
+    parts = {name: part.rstrip("=") for name in _PUBLIC_MEMBERS[kty] if isinstance(part := entry.get(name), str)}
+    if not usable or len(parts) < len(_PUBLIC_MEMBERS[kty]):  # the padding that some add is not RFC 7515's
         return None
-    key = _import(kty, parts)
+    key = _import(kty, {"kty": kty, **parts})
     return PublicKey(kid, usable, key) if key is not None else None
 
 

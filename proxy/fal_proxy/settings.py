@@ -220,6 +220,18 @@ class Realtime(_Section, frozen=True):
     )
 
 
+class Webhooks(_Section, frozen=True):
+    """`[webhooks]`: what fal calls when a job has ended."""
+
+    allowed_hosts: Annotated[tuple[str, ...], says("hosts that a caller's own `fal_webhook` may name")] = ()
+    mode: Annotated[
+        Literal["off", "hub"],
+        says(
+            "`hub`: fal calls the proxy, which tells the owner and the caller's own webhook; needs `server.public_url`"
+        ),
+    ] = "off"
+
+
 class State(_Section, frozen=True):
     """`[state]`: what counts and remembers."""
 
@@ -261,6 +273,7 @@ class Settings(_Section, frozen=True):
     state: State = State()
     storage: Storage = Storage()
     realtime: Realtime = Realtime()
+    webhooks: Webhooks = Webhooks()
     admin: Admin = Admin()
 
     @classmethod

@@ -221,14 +221,14 @@ class Realtime(_Section, frozen=True):
 
 
 class Webhooks(_Section, frozen=True):
-    """`[webhooks]`: where fal sends a job's end."""
+    """`[webhooks]`: what fal calls when a job has ended."""
 
-    allowed_hosts: Annotated[
-        tuple[str, ...], says("a client-chosen `fal_webhook` goes only there, over https; empty: none is accepted")
-    ] = ()
+    allowed_hosts: Annotated[tuple[str, ...], says("hosts that a caller's own `fal_webhook` may name")] = ()
     mode: Annotated[
         Literal["off", "hub"],
-        says("`hub`: fal tells the proxy of every job's end, and the proxy the page and the app; needs `public_url`"),
+        says(
+            "`hub`: fal calls the proxy, which tells the owner and the caller's own webhook; needs `server.public_url`"
+        ),
     ] = "off"
 
 

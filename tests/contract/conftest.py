@@ -1,4 +1,4 @@
-"""The store contract's two implementations, each with a clock that only the test moves."""
+"""The two contracts' implementations, each with a clock that only the test moves."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 
 from contract.bench import Bench
+from contract.post import Post
 from fal_proxy.stores import Store
+from fal_proxy.stores.mailbox_memory import MemoryMailbox
 from fal_proxy.stores.memory import MemoryStore
 from fal_proxy.stores.redis import RedisStore
 from support.redis import RedisServer, redis_server
@@ -33,3 +35,11 @@ async def bench(request: pytest.FixtureRequest) -> AsyncIterator[Bench]:
     made = Bench(store)
     yield made
     await store.close()
+
+
+@pytest.fixture
+async def post() -> AsyncIterator[Post]:
+    """Bring an empty mailbox."""
+    made = Post(MemoryMailbox(clock=lambda: made.now))
+    yield made
+    await made.mailbox.close()

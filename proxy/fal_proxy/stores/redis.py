@@ -124,7 +124,7 @@ class RedisStore:
         submission = {
             "record": record,
             "lease_seconds": lease_seconds,
-            "flooder": holdings.flooder(record),
+            "flooder": holdings.flooder(record.owners),
             "most_per_owner": state.MAX_RECORDS_PER_OWNER,
             "most": state.MAX_RECORDS,
         }

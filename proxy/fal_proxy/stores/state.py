@@ -175,7 +175,7 @@ class State:
             self.put_entry(entry)
             self.watch(record.request_id, now + FIRST_ASK_SECONDS)
         self._put("record", now, *record_fields(record))
-        mine = self._by_owner[flooder(record)]
+        mine = self._by_owner[flooder(record.owners)]
         if len(mine) > MAX_RECORDS_PER_OWNER:
             self.drop_record(next(iter(mine)))
         elif len(self.records) > MAX_RECORDS:
@@ -185,7 +185,7 @@ class State:
         """Keep a record, without judging how many there are."""
         self.records[record.request_id] = record
         self.born[record.request_id] = born
-        self._by_owner.setdefault(flooder(record), OrderedDict())[record.request_id] = None
+        self._by_owner.setdefault(flooder(record.owners), OrderedDict())[record.request_id] = None
 
     def find(self, request_id: str, now: float) -> Record | None:
         """Return a record that has not ended, whether or not it has been dropped yet."""
@@ -274,10 +274,10 @@ class State:
         record = self.records.pop(request_id)
         self.born.pop(request_id, None)
         self._jobs.pop(request_id, None)
-        mine = self._by_owner[flooder(record)]
+        mine = self._by_owner[flooder(record.owners)]
         mine.pop(request_id, None)
         if not mine:
-            del self._by_owner[flooder(record)]
+            del self._by_owner[flooder(record.owners)]
         self._put("no record", request_id)
         entry = self.entries.get(record.entry_id)
         if entry is not None:

@@ -1,0 +1,109 @@
+"""The embedded mailbox: one process's memory, bounded, and journalled when it is given a folder."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+from fal_proxy.stores.mailbox import DeadLetter, Delivery, Event, Listener, Notice, Standing
+from fal_proxy.stores.mailbox_state import MailboxState
+
+_log = logging.getLogger(__name__)
+
+
+class Listeners:
+    """Who is called for every event; one that fails is no reason to leave out the others."""
+
+    def __init__(self) -> None:
+        self._listeners: dict[object, Listener] = {}
+
+    def add(self, listener: Listener) -> Callable[[], None]:
+        """Begin to call a listener; return what ends that."""
+        name = object()
+        self._listeners[name] = listener
+
+        def end() -> None:
+            self._listeners.pop(name, None)
+
+        return end
+
+    def tell(self, notice: Notice) -> None:
+        """Call all of them."""
+        for listener in list(self._listeners.values()):
+            try:
+                listener(notice)
+            except Exception:  # noqa: BLE001 -- whoever files an event must not pay for one who listens
+                _log.exception("fault of a listener to events")
+
+
+class MemoryMailbox:
+    """`Mailbox` in one process."""
+
+    def __init__(self, clock: Callable[[], float] = time.time) -> None:
+        self._clock = clock
+        self._listeners = Listeners()
+        self.state = MailboxState()
+
+    async def file(self, event: Event) -> Event | None:
+        """Keep an event; None if its request id has one already."""
+        now = self._tick()
+        if event.request_id in self.state.numbers:
+            return None
+        filed = self.state.file(event, now)
+        self._listeners.tell(Notice(filed.number, filed.request_id, filed.owners))
+        return filed
+
+    async def filed(self, request_id: str) -> bool:
+        """Say whether a request id has an event."""
+        self._tick()
+        return request_id in self.state.numbers
+
+    async def since(self, identities: frozenset[str], number: int, limit: int) -> Sequence[Event]:
+        """Return the oldest events after `number` of these owners."""
+        return self.state.since(identities, number, limit, self._tick())
+
+    async def claim(self, limit: int, per_host: int, busy: Mapping[str, int]) -> Sequence[Delivery]:
+        """Claim deliveries that are due."""
+        return [Delivery(kept.event, kept.attempt) for kept in self.state.claim(limit, per_host, busy, self._tick())]
+
+    async def delivered(self, number: int) -> None:
+        """End a delivery that succeeded."""
+        self._tick()
+        self.state.delivered(number)
+
+    async def failed(self, number: int, reason: str, retry_seconds: float | None) -> None:
+        """Try a delivery again later, or give it up."""
+        self.state.failed(number, reason, retry_seconds, self._tick())
+
+    async def dead_letters(self, limit: int) -> Sequence[DeadLetter]:
+        """Return the newest dead letters."""
+        self._tick()
+        letters = []
+        for given_up_at, number in self.state.dead[::-1][:limit]:
+            kept = self.state.kept[number]
+            event = kept.event
+            names = (event.request_id, event.endpoint_id, event.forward_url)
+            letters.append(DeadLetter(number, *names, event.received_at, given_up_at, kept.attempt, kept.reason))
+        return letters
+
+    async def revive(self, number: int) -> bool:
+        """Make a dead letter due now."""
+        return self.state.revive(number, self._tick())
+
+    async def standing(self) -> Standing:
+        """Return how much is kept."""
+        self._tick()
+        return Standing(len(self.state.kept), self.state.waiting, len(self.state.dead))
+
+    def listen(self, listener: Listener) -> Callable[[], None]:
+        """Call `listener` for every event filed from now on."""
+        return self._listeners.add(listener)
+
+    async def close(self) -> None:
+        """Let go."""
+
+    def _tick(self) -> float:
+        now = self._clock()
+        self.state.expire(now)
+        return now

@@ -43,6 +43,7 @@ class Job(msgspec.Struct, gc=False):
     next_ask: float
     attempt: int
     queued: float
+    late_asks: int = 0  # how many times it is asked about although the end of its lease has settled it
 
 
 def entry_put(entry: Entry) -> Put:

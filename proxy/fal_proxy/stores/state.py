@@ -24,6 +24,7 @@ _CLOCK_SECONDS = 60.0
 _LEASE_LOOK_SECONDS = 60.0  # less than any lease
 FIRST_ASK_SECONDS = 10.0
 LONGEST_ASK_SECONDS = 60.0
+LATE_ASKS = 3
 # After its period a purse is kept until no entry can be settled against it any more.
 _PURSE_GRACE_SECONDS = RECORD_SECONDS + 3 * 3600.0
 
@@ -209,6 +210,14 @@ class State:
         heapq.heappush(self._asks, (when, request_id))
         self._jobs[request_id] = Job(when, 0, when)
 
+    def hasten(self, request_id: str, now: float) -> None:
+        """Let the settler ask now, a few times even about a job that only the end of its lease has settled."""
+        record = self.find(request_id, now)
+        entry = self.entries.get(record.entry_id) if record is not None else None
+        if entry is not None and entry.outcome in (None, Outcome.AS_RESERVED):
+            self._jobs[request_id] = Job(now, 0, now, 0 if entry.outcome is None else LATE_ASKS)
+            heapq.heappush(self._asks, (now, request_id))
+
     def polled(self, request_id: str, now: float) -> None:
         """Let the settler wait: somebody asks about the job already."""
         job = self._jobs.get(request_id)
@@ -226,7 +235,8 @@ class State:
                 continue
             record = self.records.get(request_id)
             entry = self.entries.get(record.entry_id) if record is not None else None
-            if entry is None or entry.outcome is not None:
+            late = entry is not None and entry.outcome is Outcome.AS_RESERVED and job.attempt < job.late_asks
+            if entry is None or (entry.outcome is not None and not late):
                 del self._jobs[request_id]
             elif job.next_ask > now:
                 self._queue(request_id, job)

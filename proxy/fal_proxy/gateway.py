@@ -222,14 +222,18 @@ class Gateway:
 
     async def _answer_me(self, request: Request, caller: Caller, accepted: bool | None, reply: Reply) -> None:
         """Tell the caller where they stand; costs nothing."""
+        self.judge_ordinary(request, caller, accepted)
+        about = {"id": caller.shown, "plan": caller.plan, "source": caller.source}
+        await reply.own(200, msgspec.json.encode(about | await self.gate.standing(caller, caller.plan)))
+
+    def judge_ordinary(self, request: Request, caller: Caller, accepted: bool | None) -> None:
+        """Judge what relays nothing and costs nothing: its address, method, page and plan."""
         self.guard.hit(self.trusted_proxies.client_network(request.peer, request.headers))
         if request.method != "GET" or request.query is not None:
             raise Refusal("method_not_allowed", "this route takes GET, without a query", headers=((b"allow", b"GET"),))
         judge_cross_site(caller, request, origin_accepted=accepted, header_form=True)
         if caller.plan not in self.plans:
             raise Refusal("endpoint_denied", f"there is no plan called {caller.plan!r}")
-        about = {"id": caller.shown, "plan": caller.plan, "source": caller.source}
-        await reply.own(200, msgspec.json.encode(about | await self.gate.standing(caller, caller.plan)))
 
     async def _answer_ticket(
         self, request: Request, target: Target, caller: Caller, inbound: Inbound, reply: Reply

@@ -21,7 +21,7 @@ import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from fal_proxy.server import bind
-from fal_proxy.settings import Plan, Server, Settings, Webhooks
+from fal_proxy.settings import MIB, Plan, Server, Settings, Webhooks
 from fal_proxy.stores import Store
 from fal_proxy.stores.mailbox import Mailbox
 from support.limited import SUBMIT, Clock, Fal, Fields, Limited, limited, limits
@@ -202,9 +202,12 @@ async def listening(port: int, caller: Fields, last: str | None = None) -> Async
         yield Stream(client, dict(headers))
 
 
-def hub_settings(folder: Path, origin: str, plan: Plan | None = None, **changes: Any) -> Settings:
+def hub_settings(
+    folder: Path, origin: str, plan: Plan | None = None, *, max_body_bytes: int = 10 * MIB, **changes: Any
+) -> Settings:
     """Return settings with the hub, whose public URL is `origin`."""
-    server = Server(public_url=origin, hosts=("127.0.0.1",), trusted_proxies=("127.0.0.1",))
+    local = ("127.0.0.1",)
+    server = Server(public_url=origin, hosts=local, trusted_proxies=local, max_body_bytes=max_body_bytes)
     hosts: Sequence[str] = (APP_HOST,)
     given = {"server": server, "webhooks": Webhooks(mode="hub", allowed_hosts=tuple(hosts)), **changes}
     return limits(folder, plan, **given)

@@ -1,0 +1,320 @@
+"""Webhooks that are none: each is refused with a reason, counted, and has changed nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fal_proxy.address_guard import PER_MINUTE
+from fal_proxy.callbacks import CALLBACK_SECONDS
+from fal_proxy.exchange import Caller, Kind, Receipt, Target
+from fal_proxy.gateway import Gateway
+from fal_proxy.identity.jwks import PublicKey
+from fal_proxy.settings import Server, Webhooks
+from support.hub import Hub, Signed, hubbed, key_of
+from support.limited import COMPLETED, NAMED, refused, reset, units, wide
+from support.lines import Lines
+from support.peers import Serve
+from support.proxied import MOUNT
+from support.raw import RawAnswer, raw_client, request
+from support.scripts import ok
+
+Start = Callable[..., Awaitable[Hub]]
+SIGNATURE, TIMESTAMP = "X-Fal-Webhook-Signature", "X-Fal-Webhook-Timestamp"
+REQUEST_ID, USER_ID = "X-Fal-Webhook-Request-Id", "X-Fal-Webhook-User-Id"
+
+
+@pytest.fixture
+async def start(serve: Serve, tmp_path: Path) -> AsyncIterator[Start]:
+    """Return a function that runs a proxy with the hub until the test ends."""
+    async with contextlib.AsyncExitStack() as stack:
+
+        async def run(*arguments: Any, **changes: Any) -> Hub:
+            return await stack.enter_async_context(hubbed(serve, tmp_path, *arguments, **changes))
+
+        yield run
+
+
+@pytest.fixture
+def verifications(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
+    """Note the message of every public-key operation."""
+    seen: list[bytes] = []
+    verify = PublicKey.verifies
+
+    def watched(key: PublicKey, algorithm: str, signed: bytes, signature: bytes) -> bool:
+        seen.append(signed)
+        return verify(key, algorithm, signed, signature)
+
+    monkeypatch.setattr(PublicKey, "verifies", watched)
+    return seen
+
+
+def gateway_of(hub: Hub) -> Gateway:
+    """Return the proxy's inside."""
+    return hub.limited.proxy.app._gateway
+
+
+async def nothing_changed(hub: Hub, job: str, seen: int) -> None:
+    """Assert that no event was filed, and that fal is not asked about the job."""
+    mailbox = hub.limited.proxy.app._hub
+    assert mailbox is not None
+    assert not await mailbox.mailbox.filed(job)
+    await hub.limited.turn()
+    asked = [kind for kind in hub.fal.seen[seen:] if kind != "initiate"]
+    assert asked == [], "the settler was not told"
+
+
+Bend = Callable[[Signed], Signed]
+
+
+def changed(**fields: str | None) -> Bend:
+    """Return what replaces header fields after signing."""
+    return lambda webhook: replace(webhook, changes={name.replace("_", "-"): value for name, value in fields.items()})
+
+
+def stamped(text: str = "", ago: int = 0) -> Bend:
+    """Return what signs another time: a text, or so many seconds ago."""
+    return lambda webhook: replace(webhook, timestamp=text or str(int(time.time()) - ago))
+
+
+def said(body: bytes) -> Bend:
+    """Return what signs another body."""
+    return lambda webhook: replace(webhook, body=body)
+
+
+REFUSED: list[tuple[str, Bend, int, str, Receipt]] = [
+    ("another key", lambda webhook: replace(webhook, key=key_of(2)), 401, "unidentified", Receipt.FORGED),
+    ("a changed body", lambda w: replace(w, changes={SIGNATURE: dict(w.fields)[SIGNATURE]}, body=w.body.replace(b"OK", b"NO")),
+     401, "unidentified", Receipt.FORGED),
+    ("another user id", changed(X_Fal_Webhook_User_Id="github|43"), 401, "unidentified", Receipt.FORGED),
+    ("another time than was signed", lambda w: replace(w, changes={TIMESTAMP: str(int(w.timestamp) - 60)}), 401, "unidentified", Receipt.FORGED),
+    ("zeros for a signature", changed(X_Fal_Webhook_Signature="0" * 128), 401, "unidentified", Receipt.FORGED),
+    ("ten minutes old", stamped(ago=600), 401, "unidentified", Receipt.UNTIMELY),
+    ("ten minutes too new", stamped(ago=-600), 401, "unidentified", Receipt.UNTIMELY),
+    ("a time in milliseconds", stamped("1800000000000"), 400, "bad_request", Receipt.MALFORMED),
+    ("a time as a date", stamped("2026-01-01T00:00:00Z"), 400, "bad_request", Receipt.MALFORMED),
+    ("a truncated signature", changed(X_Fal_Webhook_Signature="0" * 126), 400, "bad_request", Receipt.MALFORMED),
+    ("no signature", changed(X_Fal_Webhook_Signature=None), 400, "bad_request", Receipt.MALFORMED),
+    ("no user", changed(X_Fal_Webhook_User_Id=None), 400, "bad_request", Receipt.MALFORMED),
+    ("no time", changed(X_Fal_Webhook_Timestamp=None), 400, "bad_request", Receipt.MALFORMED),
+    ("no request id", changed(X_Fal_Webhook_Request_Id=None), 400, "bad_request", Receipt.MALFORMED),
+    ("field and body disagree", lambda w: replace(w, request_id="another"), 400, "bad_request", Receipt.MALFORMED),
+    ("no JSON", said(b"request_id=job-1"), 400, "bad_request", Receipt.MALFORMED),
+    ("half a body", said(b'{"request_id": "job-1", "status": "OK", "payload": {'), 400, "bad_request", Receipt.MALFORMED),
+    ("no status", said(b'{"request_id": "job-1"}'), 400, "bad_request", Receipt.MALFORMED),
+    ("an id that is no text", said(b'{"request_id": 1, "status": "OK"}'), 400, "bad_request", Receipt.MALFORMED),
+    ("endless brackets", said(b'{"request_id": "job-1", "status": "OK", "payload": ' + b"[" * 100_000), 400, "bad_request", Receipt.MALFORMED),
+    ("no body", said(b""), 400, "bad_request", Receipt.MALFORMED),
+    ("too much", said(b'{"request_id": "job-1", "status": "OK", "payload": "' + b"a" * 200_000 + b'"}'), 413, "body_too_large", Receipt.TOO_LARGE),
+    ("an unknown id", lambda w: replace(w, request_id="job-9", body=w.body.replace(b"job-1", b"job-9")), 404, "unknown_request", Receipt.UNKNOWN_REQUEST),
+    ("no capability", lambda w: replace(w, path="/webhooks/"), 404, "not_found", Receipt.NO_CAPABILITY),
+    ("a made-up capability", lambda w: replace(w, path="/webhooks/" + "A" * 200), 404, "not_found", Receipt.NO_CAPABILITY),
+    ("a capability cut short", lambda w: replace(w, path=w.path[:-1]), 404, "not_found", Receipt.NO_CAPABILITY),
+    ("a segment behind it", lambda w: replace(w, path=w.path + "/x"), 404, "not_found", Receipt.NO_CAPABILITY),
+    ("a query behind it", lambda w: replace(w, path=w.path + "?x"), 404, "not_found", Receipt.NO_CAPABILITY),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("why", "bend", "status", "error_type", "receipt"), REFUSED, ids=[row[0] for row in REFUSED])
+async def test_what_is_no_webhook_of_fals_is_refused_counted_and_changes_nothing(
+    why: str, bend: Bend, status: int, error_type: str, receipt: Receipt, start: Start, lines: Lines
+) -> None:
+    hub = await start(max_body_bytes=150_000)
+    job = await hub.submit(hub.limited.ada)
+    good = hub.webhook(job, {"images": []})
+    seen = len(hub.fal.seen)
+    refused(await hub.post(bend(good)), status, error_type)
+    assert hub.receipts() == {receipt.value: 1}
+    line = (await lines.exactly(2))[-1]
+    assert (line["kind"], line["decision"], line["caller"]) == ("webhook", error_type, None)
+    assert line["reason"]
+    assert job not in str(line)
+    await nothing_changed(hub, job, seen)
+    assert (await hub.post(good)).status == 200, "and the real one still comes in"
+
+
+async def test_each_field_must_be_there_once(start: Start) -> None:
+    hub = await start()
+    job = await hub.submit(hub.limited.ada)
+    good = hub.webhook(job)
+    for name in (REQUEST_ID, USER_ID, TIMESTAMP, SIGNATURE):
+        twice = [*good.fields, (name, dict(good.fields)[name])]
+        refused(await hub.limited.ask(("POST", good.path), twice, good.body), 400, "bad_request")
+    assert hub.receipts() == {"malformed": 4}
+
+
+async def test_only_a_post_is_a_webhook(start: Start) -> None:
+    hub = await start()
+    await hub.submit(hub.limited.ada)
+    for method in ("GET", "PUT", "DELETE"):
+        answer = await hub.limited.ask((method, hub.callback), [])
+        refused(answer, 405, "method_not_allowed")
+        assert answer.one(b"allow") == b"POST"
+    refused(await hub.limited.ask(("GET", "/webhooks/x"), []), 404, "not_found")
+
+
+async def test_a_capability_ends_an_hour_after_its_job(start: Start) -> None:
+    hub = await start()
+    job = await hub.submit(hub.limited.ada)
+    seals = gateway_of(hub).callbacks.seals
+    assert seals is not None
+    seals._clock = lambda: time.time() + CALLBACK_SECONDS + 1
+    refused(await hub.post(hub.webhook(job)), 410, "capability_expired")
+    assert hub.receipts() == {"expired": 1}
+
+
+async def test_a_capability_is_for_the_job_it_was_made_for(start: Start) -> None:
+    hub = await start()
+    job = await hub.submit(hub.limited.ada)
+    of_ada = hub.callback
+    other = await hub.submit(hub.limited.user("bob"))
+    of_bob = hub.callback
+    refused(await hub.post(hub.webhook(job, path=of_bob)), 404, "unknown_request")
+    refused(await hub.post(hub.webhook(other, path=of_ada)), 404, "unknown_request")
+    seals = gateway_of(hub).callbacks.seals
+    assert seals is not None
+    found = seals.find(of_ada.rpartition("/")[2].encode())
+    assert found is not None
+    ada = Caller(found.owners[0], "key", "default", ambient=False, owners=found.owners)
+    elsewhere = gateway_of(hub).callbacks.judge(Target(b"queue.fal.run", b"/x/y", None, Kind.SUBMIT, "x/y"), ada)
+    path = (elsewhere.query or b"").decode().rpartition("%2F")[2]
+    refused(await hub.post(hub.webhook(job, path=f"/webhooks/{path}")), 404, "unknown_request")
+    assert hub.receipts() == {"unknown_request": 3}
+    assert (await hub.post(hub.webhook(job, path=of_ada))).status == 200
+
+
+async def test_a_webhook_that_overtakes_the_answer_to_its_submit_is_taken_when_fal_repeats_it(start: Start) -> None:
+    hub = await start()
+    job = "job-1"
+    early: list[RawAnswer] = []
+
+    async def slow_submit(peer: Any) -> None:
+        early.append(await hub.post(hub.webhook(job, {"early": True})))
+        url = f"https://queue.fal.run/fal-ai/flux/requests/{job}"
+        await peer.send(ok(f'{{"request_id": "{job}", "response_url": "{url}"}}'.encode()))
+
+    hub.fal.says["submit"] = slow_submit
+    assert await hub.submit(hub.limited.ada) == job
+    refused(early[0], 404, "unknown_request")
+    assert (await hub.post(hub.webhook(job))).status == 200
+    assert hub.receipts() == {"unknown_request": 1, "filed": 1}
+
+
+async def test_a_replayed_webhook_is_answered_and_changes_nothing_and_nobody_computes_for_it(
+    start: Start, verifications: list[bytes]
+) -> None:
+    hub = await start(wide(budget="1.00/day"), prices={"default": 0.04})
+    job = await hub.submit(hub.limited.ada)
+    hub.fal.says |= {"status": COMPLETED, "result": ok(b"{}", units("2"), NAMED)}
+    good = hub.webhook(job, {"first": True})
+    for _ in range(5):
+        assert (await hub.post(good)).status == 200
+    assert (await hub.post(hub.webhook(job, {"second": True}))).status == 200, "also one that fal signed anew"
+    await hub.limited.turn()
+    await hub.limited.turn()
+    assert hub.receipts() == {"filed": 1, "duplicate": 5}
+    assert len(verifications) == 1
+    assert await hub.limited.money(hub.limited.ada) == (80_000, 0)
+    assert hub.fal.seen.count("result") == 1, "settled once"
+    async with hub.listen(hub.limited.ada) as stream:
+        assert (await stream.next())["payload"] == {"first": True}
+
+
+async def test_of_two_at_once_one_is_filed(start: Start) -> None:
+    hub = await start()
+    job = await hub.submit(hub.limited.ada)
+    answers = await asyncio.gather(*(hub.post(hub.webhook(job)) for _ in range(8)))
+    assert {answer.status for answer in answers} == {200}
+    assert hub.receipts() == {"filed": 1, "duplicate": 7}
+
+
+async def test_a_flood_of_strangers_costs_no_key_operation_and_no_fetch(
+    start: Start, verifications: list[bytes]
+) -> None:
+    hub = await start()
+    job = await hub.submit(hub.limited.ada)
+    good = hub.webhook(job)
+    floods = [replace(good, path="/webhooks/" + "A" * 300), replace(good, timestamp="1"), replace(good, body=b"{}")]
+    floods += [replace(good, request_id="job-7", body=good.body.replace(b"job-1", b"job-7"))]
+    statuses = []
+    async with raw_client(hub.limited.proxy.port) as client:
+        for number in range(2000):
+            flood = floods[number % len(floods)]
+            address = ("X-Forwarded-For", f"192.0.2.{number % 200}")
+            await client.send(request("POST", MOUNT + flood.path, [*flood.fields, address], flood.body))
+            statuses.append((await client.answer()).status)
+    assert set(statuses) == {400, 401, 404}
+    assert verifications == []
+    assert hub.fetches == 0
+    assert (await hub.post(good)).status == 200
+    assert (len(verifications), hub.fetches) == (1, 1)
+
+
+async def test_forged_signatures_from_one_address_are_judged_to_a_ceiling_and_fetch_twice_a_minute_at_most(
+    start: Start, verifications: list[bytes]
+) -> None:
+    hub = await start()
+    job = await hub.submit(hub.limited.ada)
+    forged = replace(hub.webhook(job), key=key_of(2))
+    statuses = []
+    async with raw_client(hub.limited.proxy.port) as client:
+        for _ in range(PER_MINUTE + 100):
+            await client.send(request("POST", MOUNT + forged.path, forged.fields, forged.body))
+            statuses.append((await client.answer()).status)
+    assert statuses == [401] * PER_MINUTE + [429] * 100
+    assert len(verifications) <= PER_MINUTE + 1
+    assert hub.fetches <= 2
+    refused(await hub.post(hub.webhook(job)), 429, "rate_limited")
+    assert hub.receipts() == {"forged": PER_MINUTE, "unjudged": 101}
+    elsewhere = [*hub.webhook(job).fields, ("X-Forwarded-For", "198.51.100.7")]
+    answer = await hub.limited.ask(("POST", hub.callback), elsewhere, hub.webhook(job).body)
+    assert answer.status == 200, "fal itself is elsewhere"
+
+
+async def test_good_webhooks_of_one_address_have_no_ceiling(start: Start) -> None:
+    hub = await start()
+    job = await hub.submit(hub.limited.ada)
+    good = hub.webhook(job)
+    async with raw_client(hub.limited.proxy.port) as client:
+        for _ in range(PER_MINUTE + 50):
+            await client.send(request("POST", MOUNT + good.path, good.fields, good.body))
+            assert (await client.answer()).status == 200
+
+
+async def test_a_new_key_of_fals_is_believed_as_soon_as_it_signs_and_a_withdrawn_one_is_not(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fal_proxy.identity.published.UNKNOWN_SECONDS", 0.0)
+    hub = await start()
+    first, second, third = [await hub.submit(hub.limited.ada) for _ in range(3)]
+    assert (await hub.post(hub.webhook(first))).status == 200
+    old, hub.key = hub.key, key_of(2)
+    hub.publish(hub.key)
+    assert (await hub.post(hub.webhook(second))).status == 200
+    hub.key = old
+    refused(await hub.post(hub.webhook(third)), 401, "unidentified")
+    assert hub.receipts() == {"filed": 2, "forged": 1}
+
+
+async def test_while_fals_keys_cannot_be_had_fal_is_asked_to_come_again(start: Start) -> None:
+    hub = await start()
+    job = await hub.submit(hub.limited.ada)
+    hub.fal.says["initiate"] = reset
+    refused(await hub.post(hub.webhook(job)), 503, "identity_unavailable")
+    assert hub.receipts() == {"unavailable": 1}
+
+
+async def test_without_the_hub_there_is_neither_of_its_routes(serve: Serve, tmp_path: Path) -> None:
+    server = Server(hosts=("127.0.0.1",))
+    async with hubbed(serve, tmp_path, webhooks=Webhooks(), server=server) as hub:
+        refused(await hub.limited.ask(("POST", "/webhooks/x"), []), 403, "mode_off")
+        refused(await hub.limited.ask(("GET", "/events"), hub.limited.ada), 403, "mode_off")
+        await hub.submit(hub.limited.ada)
+        assert "fal_webhook" not in hub.fal.paths[-1]

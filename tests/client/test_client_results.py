@@ -9,13 +9,10 @@ from typing import Any
 
 import pytest
 
-from fal_proxy.client import FILES
 from support.emulated import emulated
 from support.hub import Hub, hubbed
 from support.node import Node
 from support.peers import Serve
-
-MAX_BYTES = 5000  # what README and ARCHITECTURE promise of client.js
 
 
 @pytest.fixture
@@ -86,7 +83,3 @@ async def test_all_who_wait_share_one_stream_that_ends_with_the_last(node: Node,
 
 async def test_a_stream_that_has_fallen_silent_is_opened_anew(node: Node, hub: Hub) -> None:
     assert await play(node, hub, "silent") == 2
-
-
-def test_the_module_is_as_small_as_promised() -> None:
-    assert len(FILES[b"/client.js"].content) < MAX_BYTES

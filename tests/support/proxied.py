@@ -9,7 +9,8 @@ from pathlib import Path
 
 import msgspec
 
-from fal_proxy.app import App, Scope, create_app
+from fal_proxy.app import App, create_app
+from fal_proxy.asgi import Scope
 from fal_proxy.downstream.websocket import SocketProtocol
 from fal_proxy.environment import Secret
 from fal_proxy.identity.key import add

@@ -15,7 +15,7 @@ from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4 as CONTENT_TYP
 from prometheus_client.registry import Collector
 
 from fal_proxy.errors import ERROR_TYPES
-from fal_proxy.exchange import ADMITTED, NO_KIND, PREFLIGHT, Ending, Exchange, Kind
+from fal_proxy.exchange import ADMITTED, NO_KIND, PREFLIGHT, Ending, Exchange, Kind, Receipt
 
 __all__ = ["CONTENT_TYPE", "METRICS", "Metrics", "Upstream", "label_values"]
 
@@ -57,6 +57,7 @@ METRICS = {
         ),
         Row("fal_proxy_key_file_faults_total", "counter", (), "changes of FAL_KEY_FILE that could not be read"),
         Row("fal_proxy_key_guard_cuts_total", "counter", (), "answers cut because they held a fal key of ours"),
+        Row("fal_proxy_webhooks_total", "counter", ("receipt",), "webhooks received, and what became of them"),
     )
 }
 
@@ -68,6 +69,7 @@ def label_values(plans: Collection[str]) -> dict[str, frozenset[str]]:
         "decision": frozenset([ADMITTED, *ERROR_TYPES]),
         "ending": frozenset(ending.value for ending in Ending),
         "plan": frozenset(plans),
+        "receipt": frozenset(receipt.value for receipt in Receipt),
     }
 
 
@@ -136,6 +138,7 @@ class Metrics:
         self._file_faults = self._counter("fal_proxy_key_file_faults_total")
         self._told = (0, 0)  # of the two above, as they stood at the last scrape
         self._cuts = self._counter("fal_proxy_key_guard_cuts_total")
+        self._webhooks = self._counter("fal_proxy_webhooks_total")
         self._outcomes: dict[tuple[str, str, Ending], Counter] = {}
         self._kinds: dict[str, _OfKind] = {}
         for plan in plans:
@@ -160,6 +163,10 @@ class Metrics:
     def cut_for_key(self) -> None:
         """Count an answer that held one of our keys."""
         self._cuts.inc()
+
+    def received(self, receipt: Receipt) -> None:
+        """Count a webhook."""
+        self._webhooks.labels(receipt.value).inc()
 
     def in_flight(self) -> dict[str, int]:
         """Return how many exchanges of each kind are in progress."""

@@ -48,7 +48,6 @@ from fal_proxy.settings import Realtime as RealtimeSettings
 from fal_proxy.storage import Storage
 from fal_proxy.stores import Store
 from fal_proxy.stores.mailbox import Mailbox
-from fal_proxy.stores.mailbox_memory import MemoryMailbox
 from fal_proxy.stores.opening import JournalError, open_store
 from fal_proxy.telemetry import Telemetry
 from fal_proxy.uploads import Uploads
@@ -84,6 +83,8 @@ class App:
         if self._settling is None:
             # With the first message of any kind: a host may mount us without a lifespan.
             self._settling = asyncio.get_running_loop().create_task(self._gateway.settler.run())
+            if self._hub is not None:
+                self._hub.start()
         if scope["type"] == "lifespan":
             await self._lifespan(receive, send)
         elif scope["type"] == "http":
@@ -250,9 +251,10 @@ def create_app(
         callbacks=Callbacks.of(settings, site, signing),
     )
     Storage.of(settings.storage, gateway).open()
-    if settings.webhooks.mode == "hub":
-        mailbox = mailbox or MemoryMailbox()
-    hub = open_hub(gateway, mailbox)
+    try:
+        hub = open_hub(settings, gateway, dialer, environ, folder, mailbox)
+    except JournalError as error:
+        raise Misconfigured([f"state.url: {error}"]) from error
     admin = Admin(settings.admin.host, admin_token(environ, []), telemetry.metrics)
     sockets = _realtime(settings.realtime, gateway, dialer)
     return App(gateway, sockets, hub, admin, settings.realtime.max_message_bytes)

@@ -90,7 +90,7 @@ def examine(
     _judge_money(report)
     _judge_realtime(report)
     _judge_storage(report)
-    report.findings += webhooks.findings(report.settings)
+    report.findings += webhooks.findings(report.settings, environ)
     _judge_state(report, config_path(config, environ).parent)
     for index, rule in enumerate(report.settings.inputs):
         for fault in inputs.faults(rule):

@@ -162,6 +162,14 @@ class Receipt(enum.Enum):
     UNAVAILABLE = "unavailable"  # fal's keys, or what keeps events, could not be asked
 
 
+class Attempt(enum.Enum):
+    """What became of an attempt to deliver an event to the app's own server."""
+
+    DELIVERED = "delivered"
+    FAILED = "failed"  # there will be another
+    GIVEN_UP = "given_up"
+
+
 class Ending(enum.Enum):
     """How the caller's answer ended."""
 

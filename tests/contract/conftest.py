@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 
 import pytest
 
 from contract.bench import Bench
 from contract.post import Post
 from fal_proxy.stores import Store
+from fal_proxy.stores.journal import Journal
 from fal_proxy.stores.mailbox_memory import MemoryMailbox
 from fal_proxy.stores.memory import MemoryStore
 from fal_proxy.stores.redis import RedisStore
@@ -37,9 +39,10 @@ async def bench(request: pytest.FixtureRequest) -> AsyncIterator[Bench]:
     await store.close()
 
 
-@pytest.fixture
-async def post() -> AsyncIterator[Post]:
-    """Bring an empty mailbox."""
-    made = Post(MemoryMailbox(clock=lambda: made.now))
+@pytest.fixture(params=["memory", "journal"])
+async def post(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Post]:
+    """Bring an empty mailbox of each kind."""
+    journal = Journal(tmp_path) if request.param == "journal" else None
+    made = Post(MemoryMailbox(journal, clock=lambda: made.now))
     yield made
     await made.mailbox.close()

@@ -27,7 +27,7 @@ from fal_proxy.stores import Store
 from fal_proxy.stores.mailbox import Mailbox
 from fal_proxy.stores.memory import MemoryStore
 from support.peers import PATIENCE, Peer, Serve, Upstream, turns
-from support.proxied import FAL_KEY, MOUNT, OPEN_PLAN, SIGNING_SECRET, CanaryWatch, Proxy, open_settings
+from support.proxied import FAL_KEY, MOUNT, OPEN_PLAN, SIGNING_SECRET, WEBHOOK_SECRET, CanaryWatch, Proxy, open_settings
 from support.raw import RawAnswer, raw_client, request
 from support.scripts import ok, read_request
 
@@ -256,7 +256,8 @@ async def limited(
     settings = settings or limits(folder)
     user_key = user_key or add(folder / "users.toml", "ada", "default")
     base = upstream if isinstance(upstream, str) else f"http://127.0.0.1:{upstream.port}"
-    environ = {"FAL_PROXY_SECRET": SIGNING_SECRET, "FAL_PROXY_UPSTREAM": base}
+    secrets = {"FAL_PROXY_SECRET": SIGNING_SECRET, "FAL_PROXY_WEBHOOK_SECRET": WEBHOOK_SECRET}
+    environ = {**secrets, "FAL_PROXY_UPSTREAM": base}
     if store is None and settings.state.url == "memory://":
         store = MemoryStore(clock=clock)
     with pytest.MonkeyPatch.context() as patch:

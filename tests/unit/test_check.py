@@ -13,7 +13,7 @@ from fal_proxy.check import Report, examine
 from fal_proxy.errors import Misconfigured
 from fal_proxy.identity.key import add
 from fal_proxy.settings import Settings
-from support.proxied import FAL_KEY, FAL_KEY_SECRET, SIGNING_SECRET
+from support.proxied import FAL_KEY, FAL_KEY_SECRET, SIGNING_SECRET, WEBHOOK_SECRET
 
 ENVIRON = {"FAL_KEY": FAL_KEY.reveal(), "FAL_PROXY_SECRET": SIGNING_SECRET, "FAL_PROXY_STATE": "memory://state"}
 KEYS_ONLY = "[identity]\nsources = ['key']\n[plans.default]\nendpoints = ['fal-ai/flux/**']\n"
@@ -52,6 +52,8 @@ GOOD: list[tuple[str, Mapping[str, str], list[str], str]] = [
     (KEYS_ONLY + "[webhooks]\nallowed_hosts = ['app.example.com', 'a-1.b2.example']", ENVIRON, [], "plain names"),
     (KEYS_ONLY + HUB, ENVIRON, [], "the hub, and a folder for its events"),
     (KEYS_ONLY + HUB, ENVIRON | {"FAL_PROXY_STATE": "redis://r"}, [], "or a Redis"),
+    (KEYS_ONLY + HUB + "allowed_hosts = ['a.example']",
+     ENVIRON | {"FAL_PROXY_WEBHOOK_SECRET": f"{WEBHOOK_SECRET}, {WEBHOOK_SECRET}"}, [], "a rotation"),
     (KEYS_ONLY + HUB, ENVIRON | {"FAL_PROXY_STATE": "memory://"}, ["webhooks.mode", "state.url"], "events forgotten"),
     (KEYS_ONLY + HUB.replace("https", "http"), ENVIRON, ["server.public_url"], "results over plain http"),
     (KEYS_ONLY + "allow_headers = ['X-Fal-Tags']\nmethods = ['GET']", ENVIRON, [], "a plan in full"),
@@ -95,6 +97,15 @@ BAD: list[tuple[str, Mapping[str, str], list[str], str]] = [
     (KEYS_ONLY + HUB, _without("FAL_PROXY_SECRET"), ["FAL_PROXY_SECRET"], "nothing seals"),
     (ANONYMOUS + HUB.partition("[webhooks]")[2].join(["[webhooks]", "[storage]\nmode = 'relay'"]),
      ENVIRON | {"FAL_PROXY_SECRET": "short"}, ["FAL_PROXY_SECRET"], "guessable, and said once"),
+    (KEYS_ONLY + HUB + "allowed_hosts = ['a.example']", ENVIRON, ["FAL_PROXY_WEBHOOK_SECRET"], "nothing signs"),
+    (KEYS_ONLY + HUB, ENVIRON | {"FAL_PROXY_WEBHOOK_SECRET": f"{WEBHOOK_SECRET},whsec_c2hvcnQ="},
+     ["FAL_PROXY_WEBHOOK_SECRET"], "one of them guessable"),
+    (KEYS_ONLY + HUB + "allowed_hosts = ['a.example']", ENVIRON | {"FAL_PROXY_WEBHOOK_SECRET": WEBHOOK_SECRET[6:]},
+     ["FAL_PROXY_WEBHOOK_SECRET"], "not its form"),
+    (KEYS_ONLY + HUB + "allowed_hosts = ['a.example']", ENVIRON | {"FAL_PROXY_WEBHOOK_SECRET": WEBHOOK_SECRET + "?"},
+     ["FAL_PROXY_WEBHOOK_SECRET"], "no base64"),
+    (KEYS_ONLY + HUB + "allowed_hosts = ['a.example']", ENVIRON | {"FAL_PROXY_WEBHOOK_SECRET_FILE": "/nonexistent/x"},
+     ["FAL_PROXY_WEBHOOK_SECRET_FILE"], "a file that is not there"),
     (KEYS_ONLY + "[webhooks]\nmode = 'hub'", ENVIRON, ["server.public_url"], "fal is told to call what?"),
     (KEYS_ONLY + "[webhooks]\nallowed_hosts = ['https://a.example', 'a.example:443', 'A.example', '10.0.0.1', 'localhost', 'a.example/x', '']",
      ENVIRON, ["webhooks.allowed_hosts"] * 7, "no host names"),

@@ -7,19 +7,20 @@ is refused. Also what is wrong or open in `[webhooks]`, as Findings.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from urllib.parse import quote
 
+from fal_proxy.environment import webhook_secrets
 from fal_proxy.errors import Refusal
 from fal_proxy.exchange import Target
 from fal_proxy.loading import Finding
 from fal_proxy.policy.target import MAX_TARGET_BYTES
-from fal_proxy.settings import Settings
+from fal_proxy.settings import ENV_WEBHOOK_SECRET, Settings
 
 NAME = b"fal_webhook"
 _HOST = r"(?:[a-z0-9](?:[a-z0-9\-]*[a-z0-9])?\.)+[a-z](?:[a-z0-9\-]*[a-z0-9])?"
 _REST = r"(?:[A-Za-z0-9\-._~!$&'()*+,;=:@/?]|%[0-9A-Fa-f]{2})*"
-_URL = re.compile(rf"https://(?P<host>{_HOST})(?::443)?(?:/{_REST})?".encode())
+_URL = re.compile(rf"https://(?P<host>{_HOST})(?::443)?(?P<rest>/{_REST})?".encode())
 
 
 def judge(target: Target, hosts: Collection[str]) -> str:
@@ -33,6 +34,12 @@ def judge(target: Target, hosts: Collection[str]) -> str:
         detail = "fal_webhook must be https://, on a host that webhooks.allowed_hosts lists, with every + as %2B"
         raise Refusal("webhook_denied", detail)
     return target.webhook.decode()
+
+
+def aim(url: str, hosts: Collection[str]) -> tuple[bytes, bytes] | None:
+    """Return host, path and query of what `judge` returned once; None if its host is not one of `hosts` any more."""
+    match = _URL.fullmatch(url.encode())
+    return (match["host"], match["rest"] or b"/") if match is not None and match["host"].decode() in hosts else None
 
 
 def with_webhook(target: Target, url: str) -> bytes:
@@ -50,8 +57,11 @@ def with_webhook(target: Target, url: str) -> bytes:
     return query
 
 
-def findings(settings: Settings) -> Iterator[Finding]:
+def findings(settings: Settings, environ: Mapping[str, str]) -> Iterator[Finding]:
     """Yield what is wrong or open."""
+    faults: list[Finding] = []
+    secrets = webhook_secrets(environ, faults)
+    yield from faults
     webhooks, public_url = settings.webhooks, settings.server.public_url
     for host in webhooks.allowed_hosts:
         if not re.fullmatch(_HOST, host):
@@ -59,6 +69,11 @@ def findings(settings: Settings) -> Iterator[Finding]:
             yield Finding("error", "webhooks.allowed_hosts", message)
     if webhooks.mode == "off":
         return
+    if webhooks.allowed_hosts and not secrets and not faults:
+        message = (
+            "what is forwarded to webhooks.allowed_hosts is signed: set it to whsec_ and 32 random bytes in base64"
+        )
+        yield Finding("error", ENV_WEBHOOK_SECRET, message)
     if not public_url:
         yield Finding("error", "server.public_url", "webhooks.mode = hub needs it: it is what fal is told to call")
     elif not public_url.startswith("https://"):

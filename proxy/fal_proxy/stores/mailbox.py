@@ -132,7 +132,7 @@ class Mailbox(Protocol):
 def host_of(event: Event) -> str:
     """Return the host that an event is delivered to; empty without one."""
     try:
-        return urlsplit(event.forward_url).netloc
+        return urlsplit(event.forward_url).hostname or ""
     except ValueError:
         return ""
 

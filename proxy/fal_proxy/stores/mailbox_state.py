@@ -187,6 +187,7 @@ class MailboxState:
             request_id, endpoint_id, owners, ok, headers, *rest = values
             fields = tuple((name, value) for name, value in headers)
             event = Event(request_id, endpoint_id, tuple(owners), ok, fields, *rest)
+            self.last_number = max(self.last_number, event.number)
             if event.number not in self.kept:
                 stage: Stage = "waiting" if event.forward_url else "idle"
                 self.kept[event.number] = Kept(event, stage, due=event.received_at)
@@ -202,7 +203,6 @@ class MailboxState:
 
     def arrange(self) -> None:
         """Build what follows from the events."""
-        self.last_number = max(self.last_number, *self.kept) if self.kept else self.last_number
         for number in sorted(self.kept):
             self._index(self.kept[number])
 

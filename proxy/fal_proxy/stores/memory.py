@@ -30,6 +30,7 @@ from fal_proxy.stores import (
 )
 from fal_proxy.stores.holdings import Charged, Entry, Purse
 from fal_proxy.stores.periods import Calendar
+from fal_proxy.stores.replay import StatePuts
 from fal_proxy.stores.state import State
 
 if TYPE_CHECKING:
@@ -51,10 +52,11 @@ class MemoryStore:
         self._calendar = Calendar()
         self.state = State(written_down=journal is not None)
         if journal is not None:
-            journal.replay(self.state)
+            puts = StatePuts(self.state)
+            journal.replay(puts)
             self._now = self.state.clock
             self._adopt()
-            journal.start(self.state)
+            journal.start(puts)
 
     async def admit(self, ask: Ask) -> Verdict:
         """Judge and reserve in one step."""

@@ -131,3 +131,15 @@ export async function silent(params) {
   await asked[0].left;
   return shown(asked).length;
 }
+
+/** Run what the README tells pages to write. */
+export async function readme({ url, origin, source }) {
+  open({ origin });
+  fal.config({ proxyUrl: { url, when: "always" }, fetch: globalThis.fetch });
+  await fetch(`${url}/me`);
+  const shown = new Promise((show) => Object.assign(globalThis, { fal, show }));
+  const { stop } = await import(`data:text/javascript,${encodeURIComponent(`${source}\nexport { stop };`)}`);
+  const images = await shown;
+  stop();
+  return images;
+}

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from support.documents import README
 from support.emulated import emulated
 from support.hub import Hub, hubbed
 from support.node import Node
 from support.peers import Serve
+from support.proxied import MOUNT
 
 
 @pytest.fixture
@@ -60,6 +63,15 @@ async def test_a_page_that_waits_is_told_as_soon_as_fal_tells(serve: Serve, tmp_
         "no",
         {"n": 1},
     )
+
+
+async def test_what_the_readme_tells_pages_to_write_shows_the_result(node: Node, hub: Hub) -> None:
+    section = README.read_text("utf-8").partition("### Webhooks\n")[2].partition("\n## ")[0]
+    [source] = [each for each in re.findall(r"```js\n(.*?)```", section, re.DOTALL) if "onResult" in each]
+    here = source.replace("https://proxy.example.com" + MOUNT, hub.limited.proxy.url)
+    assert hub.limited.proxy.url in here
+    images = await play(node, hub, "readme", source=here)
+    assert images[0]["url"]
 
 
 async def test_a_stream_that_breaks_goes_on_where_it_was(node: Node, hub: Hub) -> None:

@@ -1,5 +1,7 @@
 """The server that fal's webhooks go to, owned by the tests: keeps what came, byte for byte, and answers as it is told.
 
+Also how a test asks an emulator for webhooks and for its keys.
+
 Signatures are judged here from the JWKS alone, by joserfc's reading of the keys; no code of the emulator's takes part.
 """
 
@@ -12,11 +14,16 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import quote
 
+import httpx2
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from joserfc.jwk import OKPKey
 
+from support.emulated import Emulated
+
+KEY = {"authorization": "Key id:secret"}
 WAIT_SECONDS = 20.0
 _FIELDS = ("request-id", "user-id", "timestamp", "signature")
 
@@ -118,6 +125,26 @@ async def receiving(*statuses: int, answer: Answer | None = None) -> AsyncIterat
 def status_answer(status: int) -> bytes:
     """Return an answer with that status and a body of two bytes."""
     return f"HTTP/1.1 {status} X\r\nlocation: /elsewhere\r\ncontent-length: 2\r\n\r\nok".encode()
+
+
+async def submit(
+    client: httpx2.AsyncClient, fal: Emulated, webhook: str, endpoint: str = "/a/b", given: Any = None, **headers: str
+) -> str:
+    """Submit a job whose end is to be told to `webhook` and return its id."""
+    url = fal.at("queue.fal.run", f"{endpoint}?fal_webhook={quote(webhook, safe='')}")
+    body = given if isinstance(given, bytes) else json.dumps(given or {}).encode()
+    answer = await client.post(url, content=body, headers=headers)
+    assert answer.status_code == 200
+    request_id: str = answer.json()["request_id"]
+    assert answer.json()["gateway_request_id"] == request_id
+    return request_id
+
+
+async def shown_keys(client: httpx2.AsyncClient, fal: Emulated, host: str = "rest.fal.ai") -> Any:
+    """Return the JWKS."""
+    answer = await client.get(fal.at(host, "/.well-known/jwks.json"))
+    assert (answer.status_code, answer.headers["content-type"]) == (200, "application/json")
+    return answer.json()
 
 
 def _verifies(key: OKPKey, signature: bytes, message: bytes) -> bool:

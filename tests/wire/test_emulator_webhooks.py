@@ -6,15 +6,13 @@ import shutil
 import socket
 from collections.abc import AsyncIterator
 from typing import Any
-from urllib.parse import quote
 
 import httpx2
 import pytest
 
 from support.emulated import Emulated, emulated
-from support.receiver import Received, receiving, status_answer
+from support.receiver import KEY, Received, receiving, shown_keys, status_answer, submit
 
-KEY = {"authorization": "Key id:secret"}
 NOW = {"seconds": 0, "queue_seconds": 0}
 _NODE_VERIFIES = """
 const crypto = require("node:crypto");
@@ -41,24 +39,6 @@ async def client() -> AsyncIterator[httpx2.AsyncClient]:
         yield made
 
 
-async def submit(
-    client: httpx2.AsyncClient, fal: Emulated, webhook: str, endpoint: str = "/a/b", given: Any = None, **headers: str
-) -> str:
-    url = fal.at("queue.fal.run", f"{endpoint}?fal_webhook={quote(webhook, safe='')}")
-    body = given if isinstance(given, bytes) else json.dumps(given or {}).encode()
-    answer = await client.post(url, content=body, headers=headers)
-    assert answer.status_code == 200
-    request_id: str = answer.json()["request_id"]
-    assert answer.json()["gateway_request_id"] == request_id
-    return request_id
-
-
-async def jwks(client: httpx2.AsyncClient, fal: Emulated, host: str = "rest.fal.ai") -> Any:
-    answer = await client.get(fal.at(host, "/.well-known/jwks.json"))
-    assert (answer.status_code, answer.headers["content-type"]) == (200, "application/json")
-    return answer.json()
-
-
 async def test_a_finished_job_is_posted_once_with_the_result_and_four_signed_headers(
     client: httpx2.AsyncClient, fal: Emulated
 ) -> None:
@@ -74,7 +54,7 @@ async def test_a_finished_job_is_posted_once_with_the_result_and_four_signed_hea
     ids = {"request_id": request_id, "gateway_request_id": request_id}
     assert webhook.told == {**ids, "status": "OK", "payload": result.json()}
     assert result.content in webhook.body
-    assert webhook.signed(await jwks(client, fal))
+    assert webhook.signed(await shown_keys(client, fal))
     assert (delivery.request_id, delivery.number, delivery.outcome) == (request_id, 1, "delivered")
     assert (delivery.status, delivery.body, delivery.body_bytes) == (200, webhook.body, len(webhook.body))
     assert delivery.header("x-fal-webhook-signature") == webhook.headers["x-fal-webhook-signature"]
@@ -82,8 +62,8 @@ async def test_a_finished_job_is_posted_once_with_the_result_and_four_signed_hea
 
 async def test_keys_are_shown_to_anybody_at_both_hosts_in_the_documented_form(fal: Emulated) -> None:
     async with httpx2.AsyncClient() as anybody:
-        shown = await jwks(anybody, fal)
-        assert shown == await jwks(anybody, fal, "rest.alpha.fal.ai")
+        shown = await shown_keys(anybody, fal)
+        assert shown == await shown_keys(anybody, fal, "rest.alpha.fal.ai")
         [key] = shown["keys"]
         assert (key.keys(), key["kty"], key["crv"]) == ({"kty", "crv", "x", "kid"}, "OKP", "Ed25519")
         posted = await anybody.post(fal.at("rest.fal.ai", "/.well-known/jwks.json"))
@@ -98,7 +78,7 @@ async def test_node_verifies_a_signature_and_refuses_one_of_another_body(
     async with receiving() as hook:
         await submit(client, fal, hook.url)
         [webhook] = await hook.arrived(1)
-    keys, verdicts = await jwks(client, fal), []
+    keys, verdicts = await shown_keys(client, fal), []
     for body in (webhook.body, webhook.body + b" "):
         process = await asyncio.create_subprocess_exec(
             node, "-e", _NODE_VERIFIES, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
@@ -113,7 +93,7 @@ async def test_a_seed_gives_the_same_keys_and_none_gives_others(client: httpx2.A
     shown = []
     for seed in (7, 7, 8, None, None):
         async with emulated(seed=seed) as fal:
-            shown.append((await jwks(client, fal))["keys"][0]["x"])
+            shown.append((await shown_keys(client, fal))["keys"][0]["x"])
     assert shown[0] == shown[1]
     assert len(set(shown)) == 4
 
@@ -124,9 +104,9 @@ async def test_a_rotated_key_signs_at_once_and_the_old_one_is_shown_only_on_requ
     async with receiving() as hook:
         await submit(client, fal, hook.url)
         await hook.arrived(1)
-        first = await jwks(client, fal)
+        first = await shown_keys(client, fal)
         fal.app.rotate_webhook_key(keep_old=True)
-        both = await jwks(client, fal)
+        both = await shown_keys(client, fal)
         await submit(client, fal, hook.url)
         old, new = await hook.arrived(2)
     assert len(both["keys"]) == 2
@@ -134,7 +114,7 @@ async def test_a_rotated_key_signs_at_once_and_the_old_one_is_shown_only_on_requ
     assert new.signed(both)
     assert not new.signed(first)
     fal.app.rotate_webhook_key()
-    last = await jwks(client, fal)
+    last = await shown_keys(client, fal)
     assert len(last["keys"]) == 1
     assert not new.signed(last)
 
@@ -183,7 +163,7 @@ async def test_a_failure_is_told_in_fals_words(
     async with receiving() as hook:
         request_id = await submit(client, fal, hook.url, endpoint, given, **{"x-fal-request-timeout": "2"})
         [webhook] = await hook.arrived(1)
-    assert webhook.signed(await jwks(client, fal))
+    assert webhook.signed(await shown_keys(client, fal))
     body = webhook.told
     assert {body.pop("request_id"), body.pop("gateway_request_id")} == {request_id}
     if "num_images" in str(given):
@@ -225,7 +205,7 @@ async def test_a_refused_delivery_is_tried_again_with_a_signature_of_its_own(cli
         await submit(client, fal, hook.url, "/emulator/slow", NOW)
         await hook.arrived(4)
         deliveries = await fal.delivered(4)
-        keys = await jwks(client, fal)
+        keys = await shown_keys(client, fal)
         assert all(webhook.signed(keys) for webhook in hook.received)
     assert len({webhook.body for webhook in hook.received}) == 1
     assert [webhook.timestamp for webhook in hook.received] == [1_000_000, 1_000_007, 1_000_014, 1_000_021]
@@ -347,5 +327,6 @@ async def test_a_closed_emulator_delivers_nothing_more(client: httpx2.AsyncClien
         await fal.delivered()
         await fal.app.close()
         begun = len(fal.app.deliveries)
-        await client.get(fal.at("rest.fal.ai", "/.well-known/jwks.json"))
-        assert len(fal.app.deliveries) == begun
+        # Longer than the pause before the next attempt would have been.
+        later = await submit(client, fal, hook.url, "/emulator/slow", {"seconds": 30, "queue_seconds": 0})
+        assert (await fal.delivered(begun + 1))[begun].request_id == later

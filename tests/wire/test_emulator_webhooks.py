@@ -5,11 +5,14 @@ import json
 import shutil
 import socket
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import httpx2
 import pytest
 
+from fal_proxy.emulator.posting import trusted_by_default
+from support.certificates import authority, server_context, stranger
 from support.emulated import Emulated, emulated
 from support.receiver import KEY, Received, receiving, shown_keys, status_answer, submit
 
@@ -271,30 +274,57 @@ async def test_nothing_is_tried_beyond_the_life_of_the_result(
         assert [each.outcome for each in deliveries] == [*["retry"] * 4, "given_up"], reason
 
 
-async def test_who_does_not_answer_is_tried_again_and_so_is_who_does_not_listen(
-    client: httpx2.AsyncClient, fal: Emulated
-) -> None:
-    silent = asyncio.Event()
-
-    async def never(request: Received) -> bytes:
-        if len(hook.received) == 1:
-            await silent.wait()
+async def test_who_does_not_answer_in_time_is_tried_again_with_more_of_it(client: httpx2.AsyncClient) -> None:
+    async def slow(_: Received) -> bytes:
+        await asyncio.sleep(60 if len(hook.received) == 1 else 2.5)
         return status_answer(204)
 
-    async with receiving(answer=never) as hook:
-        await submit(client, fal, hook.url)
-        await hook.arrived(2)
+    # 15 and 120 seconds at that speed.
+    async with emulated(speed=7.5) as fal, receiving(answer=slow) as hook:
+        await submit(client, fal, hook.url, "/emulator/slow", NOW)
         first, second = await fal.delivered(2)
-        silent.set()
-    assert (first.status, first.outcome) == (None, "retry")
-    assert first.error == "no answer within 2 s"
+    assert (first.error, first.status, first.outcome) == ("no answer within 2 s", None, "retry")
     assert (second.error, second.status, second.outcome) == (None, 204, "delivered")
+
+
+async def test_nobody_gets_less_than_two_seconds_however_fast_time_goes(client: httpx2.AsyncClient) -> None:
+    async def slow(_: Received) -> bytes:
+        await asyncio.sleep(0.5)
+        return status_answer(200)
+
+    async with emulated(speed=10_000) as fal, receiving(answer=slow) as hook:
+        await submit(client, fal, hook.url)
+        [delivery] = await fal.delivered()
+    assert (delivery.number, delivery.outcome) == (1, "delivered")
+
+
+async def test_who_does_not_listen_is_tried_again(client: httpx2.AsyncClient, fal: Emulated) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))  # bound, not listening
         await submit(client, fal, f"http://127.0.0.1:{free.getsockname()[1]}/")
-        refused = (await fal.delivered(3))[2]
+        refused = (await fal.delivered(2))[0]
     assert (refused.status, refused.outcome) == (None, "retry")
     assert refused.error
+
+
+async def test_an_https_target_must_show_a_certificate_that_is_trusted(
+    client: httpx2.AsyncClient, fal: Emulated, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    authority().cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
+    trusted_by_default.cache_clear()
+    try:
+        async with receiving(tls=server_context("127.0.0.1")) as hook:
+            await submit(client, fal, hook.url)
+            [delivery] = await fal.delivered()
+            assert (delivery.error, delivery.status) == (None, 200)
+            assert hook.received[0].signed(await shown_keys(client, fal))
+        async with receiving(tls=server_context("127.0.0.1", ca=stranger())) as hook:
+            await submit(client, fal, hook.url)
+            refused = (await fal.delivered(2))[1]
+            assert (refused.status, refused.outcome, hook.received) == (None, "retry", [])
+    finally:
+        trusted_by_default.cache_clear()
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,27 +16,20 @@ from fal_proxy.settings import Cors, Identity, KeySource
 from fal_proxy.stores.mailbox import MAX_EVENTS_PER_OWNER, Event
 from fal_proxy.stores.mailbox_memory import MemoryMailbox
 from fal_proxy.webhooks import events
-from support.hub import EVENTS, PAGE, Hub, hubbed
+from support.hub import EVENTS, PAGE, StartHub, starting
 from support.limited import NETWORK, Fields, refused
 from support.lines import Lines
-from support.peers import Serve
 from support.proxied import FAL_KEY_SECRET, MOUNT
 from support.raw import raw_client, request
 
-Start = Callable[..., Awaitable[Hub]]
+start = starting
 PAYLOAD = {"images": [{"url": "https://v3b.fal.media/a.png"}]}
 
 
-@pytest.fixture
-async def start(serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Start]:
-    """Return a function that runs a proxy with the hub, whose streams beat often, until the test ends."""
+@pytest.fixture(autouse=True)
+def fast_heart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let streams beat often: the first beat says that a backlog is over."""
     monkeypatch.setattr(events, "HEARTBEAT_SECONDS", 0.05)
-    async with contextlib.AsyncExitStack() as stack:
-
-        async def run(*arguments: Any, **changes: Any) -> Hub:
-            return await stack.enter_async_context(hubbed(serve, tmp_path, *arguments, **changes))
-
-        yield run
 
 
 async def filed(mailbox: MemoryMailbox, count: int, owner: str = "key::ada", body: bytes = b"{}") -> list[int]:
@@ -50,7 +42,7 @@ async def filed(mailbox: MemoryMailbox, count: int, owner: str = "key::ada", bod
     return numbers
 
 
-async def test_it_is_a_stream_of_events_that_nothing_keeps_or_buffers(start: Start) -> None:
+async def test_it_is_a_stream_of_events_that_nothing_keeps_or_buffers(start: StartHub) -> None:
     hub = await start()
     async with hub.listen(hub.limited.ada) as stream:
         assert stream.headers[b"content-type"] == b"text/event-stream"
@@ -62,7 +54,7 @@ async def test_it_is_a_stream_of_events_that_nothing_keeps_or_buffers(start: Sta
         assert await stream.block() == b":"
 
 
-async def test_a_caller_is_told_of_their_own_jobs_and_of_nobody_elses(start: Start) -> None:
+async def test_a_caller_is_told_of_their_own_jobs_and_of_nobody_elses(start: StartHub) -> None:
     hub = await start()
     ada, bob, page, other = hub.limited.ada, hub.limited.user("bob"), await hub.page(), await hub.page()
     async with hub.listen(bob) as bobs, hub.listen(other) as others, hub.listen(ada) as adas, hub.listen(page) as pages:
@@ -77,7 +69,7 @@ async def test_a_caller_is_told_of_their_own_jobs_and_of_nobody_elses(start: Sta
     assert await hub.told(page) == [second]
 
 
-async def test_a_network_is_many_and_is_told_of_nothing(start: Start) -> None:
+async def test_a_network_is_many_and_is_told_of_nothing(start: StartHub) -> None:
     hub = await start()
     first = await hub.limited.ask(("POST", "/queue.fal.run/fal-ai/flux/dev"), PAGE)
     cookie = (first.one(b"set-cookie") or b"").decode().partition(";")[0]
@@ -91,7 +83,7 @@ async def test_a_network_is_many_and_is_told_of_nothing(start: Start) -> None:
     assert nobodys
 
 
-async def test_a_job_started_before_logging_in_is_told_after_it(start: Start) -> None:
+async def test_a_job_started_before_logging_in_is_told_after_it(start: StartHub) -> None:
     hub = await start()
     page = await hub.page()
     job = await hub.finish(page, PAYLOAD)
@@ -99,7 +91,7 @@ async def test_a_job_started_before_logging_in_is_told_after_it(start: Start) ->
     assert await hub.told(hub.limited.ada) == []
 
 
-async def test_whoever_comes_back_with_a_number_gets_what_came_after_it(start: Start) -> None:
+async def test_whoever_comes_back_with_a_number_gets_what_came_after_it(start: StartHub) -> None:
     hub = await start()
     ada = hub.limited.ada
     jobs = [await hub.finish(ada, PAYLOAD) for _ in range(3)]
@@ -112,7 +104,7 @@ async def test_whoever_comes_back_with_a_number_gets_what_came_after_it(start: S
         assert await hub.told(ada, nonsense) == jobs, "whoever comes with nonsense comes for the first time"
 
 
-async def test_who_comes_for_the_first_time_gets_the_newest_hundred(start: Start) -> None:
+async def test_who_comes_for_the_first_time_gets_the_newest_hundred(start: StartHub) -> None:
     mailbox = MemoryMailbox()
     hub = await start(mailbox=mailbox)
     await filed(mailbox, MAX_EVENTS_PER_OWNER)
@@ -146,7 +138,7 @@ BODIES: list[tuple[bytes, dict[str, Any], str]] = [
 
 @pytest.mark.parametrize(("said", "told", "why"), BODIES, ids=[row[2] for row in BODIES])
 async def test_a_body_of_whatever_form_is_one_line_of_fals_own_json(
-    said: bytes, told: dict[str, Any], why: str, start: Start
+    said: bytes, told: dict[str, Any], why: str, start: StartHub
 ) -> None:
     hub = await start()
     job = await hub.submit(hub.limited.ada)
@@ -175,21 +167,21 @@ DENIED = [
 
 @pytest.mark.parametrize(("method", "fields", "tail", "status", "error_type", "reason"), DENIED)
 async def test_it_is_refused_to_whoever_must_not_read_it(
-    method: str, fields: Fields, tail: str, status: int, error_type: str, reason: str, start: Start
+    method: str, fields: Fields, tail: str, status: int, error_type: str, reason: str, start: StartHub
 ) -> None:
     hub = await start()
     refused(await hub.limited.ask((method, "/events" + tail), fields), status, error_type)
 
 
 async def test_without_an_anonymous_source_and_for_a_plan_that_is_gone_it_is_closed(
-    start: Start, tmp_path: Path
+    start: StartHub, tmp_path: Path
 ) -> None:
     hub = await start(identity=Identity(("key",), key=KeySource(file=str(tmp_path / "users.toml"))))
     refused(await hub.limited.ask(EVENTS, PAGE), 401, "unidentified")
     refused(await hub.limited.ask(EVENTS, hub.limited.user("carl", "gold")), 403, "endpoint_denied")
 
 
-async def test_a_listed_origin_may_read_it_and_a_browser_is_given_its_cookie(start: Start) -> None:
+async def test_a_listed_origin_may_read_it_and_a_browser_is_given_its_cookie(start: StartHub) -> None:
     hub = await start(cors=Cors(origins=("https://app.example.com",)))
     async with hub.listen([("Origin", "https://app.example.com")]) as stream:
         assert stream.headers[b"access-control-allow-origin"] == b"https://app.example.com"
@@ -197,7 +189,7 @@ async def test_a_listed_origin_may_read_it_and_a_browser_is_given_its_cookie(sta
         assert stream.headers[b"set-cookie"].startswith(b"fal_proxy_anon=")
 
 
-async def test_a_ninth_stream_waits_until_one_has_ended(start: Start) -> None:
+async def test_a_ninth_stream_waits_until_one_has_ended(start: StartHub) -> None:
     hub = await start()
     ada = hub.limited.ada
     async with contextlib.AsyncExitStack() as stack:
@@ -216,14 +208,14 @@ async def test_a_ninth_stream_waits_until_one_has_ended(start: Start) -> None:
                         return
 
 
-async def test_it_costs_nothing_of_the_plan(start: Start) -> None:
+async def test_it_costs_nothing_of_the_plan(start: StartHub) -> None:
     hub = await start()
     before = await hub.limited.me(hub.limited.ada)
     assert await hub.told(hub.limited.ada) == []
     assert await hub.limited.me(hub.limited.ada) == before
 
 
-async def test_a_reader_who_stops_reading_holds_up_nobody_and_loses_nothing(start: Start) -> None:
+async def test_a_reader_who_stops_reading_holds_up_nobody_and_loses_nothing(start: StartHub) -> None:
     mailbox = MemoryMailbox()
     hub = await start(mailbox=mailbox)
     large = json.dumps({"payload": "a" * 200_000}).encode()
@@ -234,7 +226,7 @@ async def test_a_reader_who_stops_reading_holds_up_nobody_and_loses_nothing(star
 
 
 async def test_its_end_is_clean_when_the_process_drains_and_when_its_time_is_over(
-    start: Start, lines: Lines, monkeypatch: pytest.MonkeyPatch
+    start: StartHub, lines: Lines, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hub = await start()
     monkeypatch.setattr(events, "STREAM_SECONDS", 0.2)
@@ -252,7 +244,7 @@ async def test_its_end_is_clean_when_the_process_drains_and_when_its_time_is_ove
 
 
 async def test_a_reader_who_leaves_is_forgotten_at_once(
-    start: Start, lines: Lines, monkeypatch: pytest.MonkeyPatch
+    start: StartHub, lines: Lines, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(events, "HEARTBEAT_SECONDS", 600.0)
     hub = await start()
@@ -279,7 +271,7 @@ class Ill(MemoryMailbox):
         return await super().since(identities, number, limit)
 
 
-async def test_a_stream_outlives_an_outage_of_the_store_and_a_new_one_is_told_to_come_again(start: Start) -> None:
+async def test_a_stream_outlives_an_outage_of_the_store_and_a_new_one_is_told_to_come_again(start: StartHub) -> None:
     mailbox = Ill()
     hub = await start(mailbox=mailbox)
     async with hub.listen(hub.limited.ada) as stream:

@@ -12,11 +12,15 @@ from typing import Any
 import pytest
 
 from fal_proxy.callbacks import CALLBACK_SECONDS
+from fal_proxy.errors import StoreUnavailable
 from fal_proxy.exchange import Caller, Kind, Receipt, Target
 from fal_proxy.gateway import Gateway
 from fal_proxy.settings import Server, Webhooks
+from fal_proxy.stores.mailbox import Event
+from fal_proxy.stores.mailbox_memory import MemoryMailbox
+from fal_proxy.stores.memory import MemoryStore
 from support.hub import Hub, Signed, StartHub, hubbed, key_of, starting, verifications
-from support.limited import COMPLETED, NAMED, refused, reset, units, wide
+from support.limited import COMPLETED, NAMED, Clock, refused, reset, units, wide
 from support.lines import Lines
 from support.peers import Serve
 from support.raw import RawAnswer
@@ -227,6 +231,43 @@ async def test_while_fals_keys_cannot_be_had_fal_is_asked_to_come_again(start: S
     hub.fal.says["initiate"] = reset
     refused(await hub.post(hub.webhook(job)), 503, "identity_unavailable")
     assert hub.receipts() == {"unavailable": 1}
+
+
+class Full(MemoryMailbox):
+    """A mailbox without room."""
+
+    async def file(self, event: Event) -> Event | None:
+        raise StoreUnavailable("the mailbox is full")
+
+
+async def test_what_cannot_be_kept_is_not_acknowledged(start: StartHub) -> None:
+    hub = await start(mailbox=Full())
+    job = await hub.submit(hub.limited.ada)
+    seen = len(hub.fal.seen)
+    answer = await hub.post(hub.webhook(job))
+    refused(answer, 503, "store_unavailable")
+    assert answer.one(b"retry-after")
+    assert hub.receipts() == {"unavailable": 1}
+    await nothing_changed(hub, job, seen)
+
+
+class Forgetful(MemoryStore):
+    """A store that is away when the settler is to be told."""
+
+    async def hasten(self, request_id: str) -> None:
+        raise StoreUnavailable
+
+
+async def test_what_is_kept_is_acknowledged_though_the_settler_must_find_out_by_itself(start: StartHub) -> None:
+    clock = Clock()
+    hub = await start(wide(budget="1.00/day"), prices={"default": 0.04}, store=Forgetful(clock=clock), clock=clock)
+    hub.fal.says |= {"status": COMPLETED, "result": ok(b"{}", units("2"), NAMED)}
+    await hub.finish(hub.limited.ada)
+    await hub.limited.turn()
+    assert await hub.limited.money(hub.limited.ada) == (0, 40_000)
+    clock.advance(10)
+    await hub.limited.turn()
+    assert await hub.limited.money(hub.limited.ada) == (80_000, 0)
 
 
 async def test_without_the_hub_there_is_neither_of_its_routes(serve: Serve, tmp_path: Path) -> None:

@@ -121,8 +121,8 @@ class Mailbox(Protocol):
     def listen(self, listener: Listener) -> Callable[[], None]:
         """Call `listener` for every event filed from now on, in whichever process; return what ends that.
 
-        While a shared store is away calls are late: they come, in order and once, when it is back. So who begins to
-        listen and then asks `since` has missed nothing.
+        "Now" is the first answer that this mailbox gives afterwards; so who begins to listen and then asks `since` has
+        missed nothing. While a shared store is away calls are late: they come, in order and once, when it is back.
         """
 
     async def close(self) -> None:

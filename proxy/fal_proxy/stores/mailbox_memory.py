@@ -7,44 +7,17 @@ as the mailbox before it is rewritten, so that no body is written more than twic
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from fal_proxy.errors import StoreUnavailable
+from fal_proxy.stores.listeners import Listeners
 from fal_proxy.stores.mailbox import DeadLetter, Delivery, Event, Listener, Notice, Standing
 from fal_proxy.stores.mailbox_state import MailboxState
 
 if TYPE_CHECKING:
     from fal_proxy.stores.journal import Journal
-
-_log = logging.getLogger(__name__)
-
-
-class Listeners:
-    """Who is called for every event; one that fails is no reason to leave out the others."""
-
-    def __init__(self) -> None:
-        self._listeners: dict[object, Listener] = {}
-
-    def add(self, listener: Listener) -> Callable[[], None]:
-        """Begin to call a listener; return what ends that."""
-        name = object()
-        self._listeners[name] = listener
-
-        def end() -> None:
-            self._listeners.pop(name, None)
-
-        return end
-
-    def tell(self, notice: Notice) -> None:
-        """Call all of them."""
-        for listener in list(self._listeners.values()):
-            try:
-                listener(notice)
-            except Exception:  # noqa: BLE001 -- whoever files an event must not pay for one who listens
-                _log.exception("fault of a listener to events")
 
 
 class MemoryMailbox:

@@ -48,6 +48,10 @@ def open_store(url: str, base: Path, *, local_on_failure: bool) -> Store:
 
 def open_mailbox(url: str, base: Path) -> Mailbox:
     """Return what keeps the events of webhooks, beside the store. Raises ValueError or JournalError."""
+    if is_shared(url):
+        from fal_proxy.stores.mailbox_redis import RedisMailbox
+
+        return RedisMailbox(url)
     folder = folder_of(url, base)
     return MemoryMailbox(Journal(folder / EVENTS) if folder is not None else None)
 

@@ -270,6 +270,11 @@ class Ill(MemoryMailbox):
             raise StoreUnavailable
         return await super().since(identities, number, limit)
 
+    async def before_newest(self, identities: frozenset[str], count: int) -> int:
+        if self.ill:
+            raise StoreUnavailable
+        return await super().before_newest(identities, count)
+
 
 async def test_a_stream_outlives_an_outage_of_the_store_and_a_new_one_is_told_to_come_again(start: StartHub) -> None:
     mailbox = Ill()

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from fal_proxy.settings import InputRule
 from fal_proxy.webhooks import events
 from support.emulated import emulated
 from support.hub import StartHub, hubbed, starting
@@ -59,6 +60,17 @@ async def test_the_emulators_webhook_reaches_an_open_page(serve: Serve, tmp_path
         assert event["payload"]["images"]
         deliveries = await fal.delivered()
         assert [(each.status, each.outcome) for each in deliveries] == [(200, "delivered")]
+
+
+async def test_an_endpoint_whose_input_is_judged_has_the_hubs_webhook_and_no_other_parameter(start: StartHub) -> None:
+    hub = await start(inputs=(InputRule(endpoint="fal-ai/**", clamp={"num_images": (1, 2)}),))
+    for query in ("", "?fal_webhook=https%3A%2F%2Fapp.example.com%2Fhook"):
+        job = await hub.submit(hub.limited.ada, query, b'{"num_images": 9}')
+        assert hub.fal.inputs[-1] == b'{"num_images":2}'
+        assert (await hub.post(hub.webhook(job))).status == 200
+    refused(
+        await hub.limited.ask((SUBMIT[0], SUBMIT[1] + "?fal_max_queue_length=3"), hub.limited.ada), 422, "input_denied"
+    )
 
 
 FAULTS = [

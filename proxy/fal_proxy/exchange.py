@@ -8,10 +8,10 @@ from __future__ import annotations
 import enum
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from hashlib import blake2s
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from fal_proxy.errors import Refusal
 
@@ -42,6 +42,8 @@ class Kind(enum.Enum):
     UPLOAD_TOKEN = "upload_token"
     UPLOAD_PART = "upload_part"
     FILE = "file"
+    WEBHOOK = "webhook"
+    EVENTS = "events"
 
     __hash__ = object.__hash__  # members are singletons, and Enum's own is a Python call in every lookup
 
@@ -66,6 +68,8 @@ _TRAITS = {
     Kind.UPLOAD_TOKEN: Traits(paid=False, json_body=True, answer_whole=True, survives_departure=False),
     Kind.UPLOAD_PART: Traits(paid=False, json_body=False, answer_whole=True, survives_departure=False),
     Kind.FILE: Traits(paid=False, json_body=False, answer_whole=False, survives_departure=False),
+    Kind.WEBHOOK: Traits(paid=False, json_body=True, answer_whole=True, survives_departure=False),
+    Kind.EVENTS: Traits(paid=False, json_body=False, answer_whole=False, survives_departure=False),
 }
 
 
@@ -128,6 +132,7 @@ class Request:
     headers: list[tuple[bytes, bytes]]
     peer: str  # the socket's other end, "" for a local socket
     scheme: str  # of the socket
+    scope: Mapping[str, Any] = field(default_factory=dict, repr=False)  # ASGI's, for the app that we are mounted in
 
     def one(self, name: bytes) -> bytes | None:
         """Return the field's only value, None without one. Raises Refusal `bad_request` for several lines."""
@@ -140,6 +145,30 @@ class Request:
 ADMITTED = "admitted"  # the decision about an exchange that nothing refused
 PREFLIGHT = "preflight"  # shown in place of a kind: the browser's question before the request itself
 NO_KIND = "none"  # shown in place of a kind: refused before the target was understood
+
+
+class Receipt(enum.Enum):
+    """What became of a webhook."""
+
+    FILED = "filed"
+    DUPLICATE = "duplicate"  # its request id has an event already; nothing changed
+    NO_CAPABILITY = "no_capability"  # its address is none of ours
+    EXPIRED = "expired"  # its address was one
+    MALFORMED = "malformed"  # not the four fields and the body of a webhook, or of two request ids
+    UNTIMELY = "untimely"  # signed too long ago, or in the future
+    TOO_LARGE = "too_large"
+    UNKNOWN_REQUEST = "unknown_request"  # no job that the address was given for, or not yet
+    FORGED = "forged"  # no key of fal's made the signature
+    UNJUDGED = "unjudged"  # too many were refused from there to look at another signature
+    UNAVAILABLE = "unavailable"  # fal's keys, or what keeps events, could not be asked
+
+
+class Attempt(enum.Enum):
+    """What became of an attempt to deliver an event to the app's own server."""
+
+    DELIVERED = "delivered"
+    FAILED = "failed"  # there will be another
+    GIVEN_UP = "given_up"
 
 
 class Ending(enum.Enum):

@@ -20,7 +20,7 @@ from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
-from fal_proxy.app import EXTENSION
+from fal_proxy.asgi import EXTENSION
 from fal_proxy.downstream.deadlines import Deadlines, Overdue, Phase, Sweep
 from fal_proxy.downstream.faults import FRAMING, NOT_HTTP, TOO_LARGE, TOO_SLOW, Fault
 from fal_proxy.downstream.flow import Cycle, Flow, Outlet

@@ -13,7 +13,7 @@ from urllib.parse import unquote
 import msgspec
 
 from browser.sites import BLANK, Site, document, html, site
-from fal_proxy.app import Scope
+from fal_proxy.asgi import Scope
 from fal_proxy.relay.inbound import Message, Receive, Send
 from fal_proxy.settings import ForwardSource, HeaderSource, Identity, KeySource, Plan, Settings, State
 from support.emulated import Emulated, emulated

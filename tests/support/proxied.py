@@ -9,7 +9,8 @@ from pathlib import Path
 
 import msgspec
 
-from fal_proxy.app import App, Scope, create_app
+from fal_proxy.app import App, create_app
+from fal_proxy.asgi import Scope
 from fal_proxy.downstream.websocket import SocketProtocol
 from fal_proxy.environment import Secret
 from fal_proxy.identity.key import add
@@ -22,6 +23,7 @@ FAL_KEY_ID = "ca0a7b1e-0000-4000-8000-00000000feed"
 FAL_KEY_SECRET = "c0ffee5ec7e7c0ffee5ec7e7c0ffee5e"
 FAL_KEY = Secret(f"{FAL_KEY_ID}:{FAL_KEY_SECRET}")
 SIGNING_SECRET = "a signing secret for tests only and long enough"
+WEBHOOK_SECRET = "whsec_Zm9yIHRlc3RzIG9ubHksIGFuZCBsb25nIGVub3VnaA=="
 MOUNT = "/api/fal/proxy"
 # Limits that no test meets by accident; tests of limits bring their own.
 OPEN_PLAN = Plan(

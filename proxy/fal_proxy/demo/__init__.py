@@ -11,7 +11,7 @@ from pathlib import Path
 
 import msgspec
 
-from fal_proxy.app import Scope, read_request
+from fal_proxy.asgi import Scope, read_request
 from fal_proxy.client import File
 from fal_proxy.demo.playground import TOKENS_MOUNT, Playground
 from fal_proxy.demo.trace import Arrived, Trace

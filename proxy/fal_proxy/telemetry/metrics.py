@@ -15,7 +15,7 @@ from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4 as CONTENT_TYP
 from prometheus_client.registry import Collector
 
 from fal_proxy.errors import ERROR_TYPES
-from fal_proxy.exchange import ADMITTED, NO_KIND, PREFLIGHT, Ending, Exchange, Kind
+from fal_proxy.exchange import ADMITTED, NO_KIND, PREFLIGHT, Attempt, Ending, Exchange, Kind, Receipt
 
 __all__ = ["CONTENT_TYPE", "METRICS", "Metrics", "Upstream", "label_values"]
 
@@ -47,6 +47,12 @@ METRICS = {
             ("plan",),
             "what callers were charged, in millionths of a dollar",
         ),
+        Row(
+            "fal_proxy_cost_lowered_microusd_total",
+            "counter",
+            ("plan",),
+            "by how much earlier charges were lowered, when fal billed less; the books are the difference",
+        ),
         Row("fal_proxy_in_flight", "gauge", ("kind",), "requests in progress"),
         Row("fal_proxy_upstream_idle_connections", "gauge", (), "open connections to fal that wait for a request"),
         Row("fal_proxy_upstream_open_calls", "gauge", (), "requests to fal in progress"),
@@ -57,6 +63,13 @@ METRICS = {
         ),
         Row("fal_proxy_key_file_faults_total", "counter", (), "changes of FAL_KEY_FILE that could not be read"),
         Row("fal_proxy_key_guard_cuts_total", "counter", (), "answers cut because they held a fal key of ours"),
+        Row("fal_proxy_webhooks_total", "counter", ("receipt",), "webhooks received, and what became of them"),
+        Row(
+            "fal_proxy_deliveries_total", "counter", ("attempt",), "attempts to deliver events to the app's own server"
+        ),
+        Row("fal_proxy_events", "gauge", (), "events of webhooks that are kept, as of the last ten seconds"),
+        Row("fal_proxy_waiting_deliveries", "gauge", (), "of these, waiting to be delivered to the app's own server"),
+        Row("fal_proxy_dead_letters", "gauge", (), "of these, given up: see `/webhooks/dead-letters`"),
     )
 }
 
@@ -68,6 +81,8 @@ def label_values(plans: Collection[str]) -> dict[str, frozenset[str]]:
         "decision": frozenset([ADMITTED, *ERROR_TYPES]),
         "ending": frozenset(ending.value for ending in Ending),
         "plan": frozenset(plans),
+        "receipt": frozenset(receipt.value for receipt in Receipt),
+        "attempt": frozenset(attempt.value for attempt in Attempt),
     }
 
 
@@ -127,6 +142,7 @@ class Metrics:
         self._bytes_up = self._counter("fal_proxy_bytes_up_total")
         self._bytes_down = self._counter("fal_proxy_bytes_down_total")
         self._cost = self._counter("fal_proxy_cost_microusd_total")
+        self._lowered = self._counter("fal_proxy_cost_lowered_microusd_total")
         self._in_flight = self._gauge("fal_proxy_in_flight")
         self._idle = self._gauge("fal_proxy_upstream_idle_connections")
         self._calls = self._gauge("fal_proxy_upstream_open_calls")
@@ -136,10 +152,14 @@ class Metrics:
         self._file_faults = self._counter("fal_proxy_key_file_faults_total")
         self._told = (0, 0)  # of the two above, as they stood at the last scrape
         self._cuts = self._counter("fal_proxy_key_guard_cuts_total")
+        self._webhooks = self._counter("fal_proxy_webhooks_total")
+        self._deliveries = self._counter("fal_proxy_deliveries_total")
+        self._kept = [self._gauge(f"fal_proxy_{name}") for name in ("events", "waiting_deliveries", "dead_letters")]
         self._outcomes: dict[tuple[str, str, Ending], Counter] = {}
         self._kinds: dict[str, _OfKind] = {}
         for plan in plans:
             self._cost.labels(plan)
+            self._lowered.labels(plan)
 
     def count(self, exchange: Exchange) -> None:
         """Count an exchange that has ended."""
@@ -155,11 +175,25 @@ class Metrics:
         series.bytes_up.inc(exchange.bytes_up)
         series.bytes_down.inc(exchange.bytes_down)
         if exchange.cost_microusd is not None and exchange.plan in self._plans:
-            self._cost.labels(exchange.plan).inc(exchange.cost_microusd)
+            counter = self._cost if exchange.cost_microusd >= 0 else self._lowered
+            counter.labels(exchange.plan).inc(abs(exchange.cost_microusd))
 
     def cut_for_key(self) -> None:
         """Count an answer that held one of our keys."""
         self._cuts.inc()
+
+    def received(self, receipt: Receipt) -> None:
+        """Count a webhook."""
+        self._webhooks.labels(receipt.value).inc()
+
+    def attempted(self, attempt: Attempt) -> None:
+        """Count an attempt to deliver an event."""
+        self._deliveries.labels(attempt.value).inc()
+
+    def kept(self, *counts: int) -> None:
+        """Take how many events, waiting deliveries and dead letters there are."""
+        for gauge, count in zip(self._kept, counts, strict=True):
+            gauge.set(count)
 
     def in_flight(self) -> dict[str, int]:
         """Return how many exchanges of each kind are in progress."""

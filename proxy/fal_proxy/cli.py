@@ -169,7 +169,7 @@ def dev(port: int) -> None:
 @click.option(
     "--faults",
     default="",
-    help="'GLOB:KIND[=ARG][@P];…', KIND: status delay reset stall truncate nginx502; sockets: drop garbage oversized close.",
+    help="'GLOB:KIND[=ARG][@P];…', KIND: status delay reset stall truncate nginx502; sockets: drop garbage oversized close; webhook_: late early twice disorder forged unknown expired rotated huge truncated.",
 )
 @_refusing
 def emulate(host: str, port: int, public_url: str | None, speed: float, seed: int | None, faults: str) -> None:

@@ -107,6 +107,18 @@ async def test_large_events_come_a_few_at_a_time_and_at_least_one(post: Post) ->
     assert [await post.claim() for _ in pages] == [[(name, 0) for name in page] for page in pages]
 
 
+async def test_the_newest_of_a_backlog_come_after_one_number(post: Post) -> None:
+    mine = [await post.file(f"job-{at}", *(["me", "also-me"] if at % 2 else ["me"])) for at in range(6)]
+    await post.file("other", "you")
+    both = frozenset({"me", "also-me"})
+    assert await post.mailbox.before_newest(both, 2) == mine[3].number
+    assert await post.read("me", after=await post.mailbox.before_newest(both, 2)) == ["job-4", "job-5"]
+    assert await post.mailbox.before_newest(both, 6) == await post.mailbox.before_newest(both, 100) == 0
+    assert await post.mailbox.before_newest(frozenset({"nobody"}), 1) == 0
+    post.now += EVENT_SECONDS
+    assert await post.mailbox.before_newest(both, 2) == 0, "and not after what is over"
+
+
 async def test_delivery_is_claimed_once_and_again_when_its_claim_ends(post: Post) -> None:
     await post.file("job", forward_url=HOOK)
     await post.file("not forwarded")

@@ -30,13 +30,14 @@ def moves_of(seed: int) -> list[tuple[Any, ...]]:
         kinds: dict[str, tuple[Any, ...]] = {
             "file": (which, owners, dice.choice(URLS), dice.choice([0, 9, 3000])),
             "since": (dice.sample(OWNERS, dice.randrange(4)), dice.choice([0, which]), dice.randrange(1, 6)),
+            "newest": (dice.sample(OWNERS, dice.randrange(4)), dice.randrange(1, 6)),
             "claim": (dice.randrange(6), dice.randrange(1, 4), dice.randrange(4)),
             "delivered": (which,),
             "failed": (which, dice.choice([0.0, 5.5, 300.0, None])),
             "revive": (which,),
             "pass": (dice.choices(passes, [9, 9, 9, 5, 1, 1, 1, 1])[0],),
         }
-        kind = dice.choices(list(kinds), [30, 10, 12, 15, 15, 6, 12])[0]
+        kind = dice.choices(list(kinds), [30, 10, 10, 12, 15, 15, 6, 12])[0]
         return (kind, *kinds[kind])
 
     return [move() for _ in range(120)]
@@ -55,6 +56,8 @@ async def taken(box: Mailbox, numbers: list[int], move: tuple[Any, ...]) -> obje
     if kind == "since":
         after = numbers[values[1] % len(numbers)] if numbers and values[1] else 0
         return list(await box.since(frozenset(values[0]), after, values[2]))
+    if kind == "newest":
+        return await box.before_newest(frozenset(values[0]), values[1])
     if kind == "claim":
         return list(await box.claim(values[0], values[1], {"a.example": values[2]}))
     if kind == "failed":

@@ -11,17 +11,19 @@ import contextlib
 import hashlib
 import json
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import msgspec
+import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from fal_proxy.identity.jwks import PublicKey
 from fal_proxy.server import bind
-from fal_proxy.settings import Plan, Server, Settings, Webhooks
+from fal_proxy.settings import MIB, Plan, Server, Settings, Webhooks
 from fal_proxy.stores import Store
 from fal_proxy.stores.mailbox import Mailbox
 from support.limited import SUBMIT, Clock, Fal, Fields, Limited, limited, limits
@@ -202,9 +204,12 @@ async def listening(port: int, caller: Fields, last: str | None = None) -> Async
         yield Stream(client, dict(headers))
 
 
-def hub_settings(folder: Path, origin: str, plan: Plan | None = None, **changes: Any) -> Settings:
+def hub_settings(
+    folder: Path, origin: str, plan: Plan | None = None, *, max_body_bytes: int = 10 * MIB, **changes: Any
+) -> Settings:
     """Return settings with the hub, whose public URL is `origin`."""
-    server = Server(public_url=origin, hosts=("127.0.0.1",), trusted_proxies=("127.0.0.1",))
+    local = ("127.0.0.1",)
+    server = Server(public_url=origin, hosts=local, trusted_proxies=local, max_body_bytes=max_body_bytes)
     hosts: Sequence[str] = (APP_HOST,)
     given = {"server": server, "webhooks": Webhooks(mode="hub", allowed_hosts=tuple(hosts)), **changes}
     return limits(folder, plan, **given)
@@ -233,3 +238,31 @@ async def hubbed(
         hub = Hub(running, fal)
         hub.publish(hub.key)
         yield hub
+
+
+StartHub = Callable[..., Awaitable[Hub]]
+
+
+@pytest.fixture
+async def starting(serve: Serve, tmp_path: Path) -> AsyncIterator[StartHub]:
+    """Return a function that runs a proxy with the hub until the test ends."""
+    async with contextlib.AsyncExitStack() as stack:
+
+        async def run(*arguments: Any, **changes: Any) -> Hub:
+            return await stack.enter_async_context(hubbed(serve, tmp_path, *arguments, **changes))
+
+        yield run
+
+
+@pytest.fixture
+def verifications(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
+    """Note the message of every public-key operation."""
+    seen: list[bytes] = []
+    verify = PublicKey.verifies
+
+    def watched(key: PublicKey, algorithm: str, signed: bytes, signature: bytes) -> bool:
+        seen.append(signed)
+        return verify(key, algorithm, signed, signature)
+
+    monkeypatch.setattr(PublicKey, "verifies", watched)
+    return seen

@@ -1,5 +1,7 @@
 """The server that fal's webhooks go to, owned by the tests: keeps what came, byte for byte, and answers as it is told.
 
+Also how a test asks an emulator for webhooks and for its keys.
+
 Signatures are judged here from the JWKS alone, by joserfc's reading of the keys; no code of the emulator's takes part.
 """
 
@@ -8,15 +10,21 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import quote
 
+import httpx2
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from joserfc.jwk import OKPKey
 
+from support.emulated import Emulated
+
+KEY = {"authorization": "Key id:secret"}
 WAIT_SECONDS = 20.0
 _FIELDS = ("request-id", "user-id", "timestamp", "signature")
 
@@ -63,8 +71,8 @@ Answer = Callable[[Received], Awaitable[bytes]]
 class Receiver:
     """A running server; `answers` are statuses for the first requests, the last one is for all that follow."""
 
-    def __init__(self, port: int, answer: Answer) -> None:
-        self.url = f"http://127.0.0.1:{port}"
+    def __init__(self, url: str, answer: Answer) -> None:
+        self.url = url
         self.received: list[Received] = []
         self._answer = answer
         self._arrival = asyncio.Event()
@@ -99,25 +107,47 @@ class Receiver:
 
 
 @asynccontextmanager
-async def receiving(*statuses: int, answer: Answer | None = None) -> AsyncIterator[Receiver]:
+async def receiving(
+    *statuses: int, answer: Answer | None = None, tls: ssl.SSLContext | None = None
+) -> AsyncIterator[Receiver]:
     """Run a receiver until the block ends; it answers with these statuses in order, the last forever, or by `answer`."""
     left = list(statuses or (200,))
 
     async def in_order(_: Received) -> bytes:
         return status_answer(left.pop(0) if len(left) > 1 else left[0])
 
-    server = await asyncio.start_server(lambda r, w: receiver.serve(r, w), "127.0.0.1", 0)
-    receiver = Receiver(server.sockets[0].getsockname()[1], answer or in_order)
+    server = await asyncio.start_server(lambda r, w: receiver.serve(r, w), "127.0.0.1", 0, ssl=tls)
+    port = server.sockets[0].getsockname()[1]
+    receiver = Receiver(f"{'https' if tls else 'http'}://127.0.0.1:{port}", answer or in_order)
     try:
         yield receiver
     finally:
-        server.close()
-        await server.wait_closed()
+        server.close()  # not waited for: a test may leave a caller without an answer
 
 
 def status_answer(status: int) -> bytes:
     """Return an answer with that status and a body of two bytes."""
     return f"HTTP/1.1 {status} X\r\nlocation: /elsewhere\r\ncontent-length: 2\r\n\r\nok".encode()
+
+
+async def submit(
+    client: httpx2.AsyncClient, fal: Emulated, webhook: str, endpoint: str = "/a/b", given: Any = None, **headers: str
+) -> str:
+    """Submit a job whose end is to be told to `webhook` and return its id."""
+    url = fal.at("queue.fal.run", f"{endpoint}?fal_webhook={quote(webhook, safe='')}")
+    body = given if isinstance(given, bytes) else json.dumps(given or {}).encode()
+    answer = await client.post(url, content=body, headers=headers)
+    assert answer.status_code == 200
+    request_id: str = answer.json()["request_id"]
+    assert answer.json()["gateway_request_id"] == request_id
+    return request_id
+
+
+async def shown_keys(client: httpx2.AsyncClient, fal: Emulated, host: str = "rest.fal.ai") -> Any:
+    """Return the JWKS."""
+    answer = await client.get(fal.at(host, "/.well-known/jwks.json"))
+    assert (answer.status_code, answer.headers["content-type"]) == (200, "application/json")
+    return answer.json()
 
 
 def _verifies(key: OKPKey, signature: bytes, message: bytes) -> bool:

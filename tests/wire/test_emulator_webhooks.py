@@ -1,21 +1,17 @@
-"""The emulator's webhooks, over real sockets: what is posted, how it is signed, how often it is tried."""
+"""The emulator's webhooks, over real sockets: what is posted, when, and how it is signed."""
 
 import asyncio
 import json
 import shutil
-import socket
 from collections.abc import AsyncIterator
 from typing import Any
-from urllib.parse import quote
 
 import httpx2
 import pytest
 
 from support.emulated import Emulated, emulated
-from support.receiver import Received, receiving, status_answer
+from support.receiver import KEY, receiving, shown_keys, submit
 
-KEY = {"authorization": "Key id:secret"}
-NOW = {"seconds": 0, "queue_seconds": 0}
 _NODE_VERIFIES = """
 const crypto = require("node:crypto");
 const { jwks, headers, body } = JSON.parse(require("node:fs").readFileSync(0, "utf8"));
@@ -41,24 +37,6 @@ async def client() -> AsyncIterator[httpx2.AsyncClient]:
         yield made
 
 
-async def submit(
-    client: httpx2.AsyncClient, fal: Emulated, webhook: str, endpoint: str = "/a/b", given: Any = None, **headers: str
-) -> str:
-    url = fal.at("queue.fal.run", f"{endpoint}?fal_webhook={quote(webhook, safe='')}")
-    body = given if isinstance(given, bytes) else json.dumps(given or {}).encode()
-    answer = await client.post(url, content=body, headers=headers)
-    assert answer.status_code == 200
-    request_id: str = answer.json()["request_id"]
-    assert answer.json()["gateway_request_id"] == request_id
-    return request_id
-
-
-async def jwks(client: httpx2.AsyncClient, fal: Emulated, host: str = "rest.fal.ai") -> Any:
-    answer = await client.get(fal.at(host, "/.well-known/jwks.json"))
-    assert (answer.status_code, answer.headers["content-type"]) == (200, "application/json")
-    return answer.json()
-
-
 async def test_a_finished_job_is_posted_once_with_the_result_and_four_signed_headers(
     client: httpx2.AsyncClient, fal: Emulated
 ) -> None:
@@ -74,7 +52,7 @@ async def test_a_finished_job_is_posted_once_with_the_result_and_four_signed_hea
     ids = {"request_id": request_id, "gateway_request_id": request_id}
     assert webhook.told == {**ids, "status": "OK", "payload": result.json()}
     assert result.content in webhook.body
-    assert webhook.signed(await jwks(client, fal))
+    assert webhook.signed(await shown_keys(client, fal))
     assert (delivery.request_id, delivery.number, delivery.outcome) == (request_id, 1, "delivered")
     assert (delivery.status, delivery.body, delivery.body_bytes) == (200, webhook.body, len(webhook.body))
     assert delivery.header("x-fal-webhook-signature") == webhook.headers["x-fal-webhook-signature"]
@@ -82,8 +60,8 @@ async def test_a_finished_job_is_posted_once_with_the_result_and_four_signed_hea
 
 async def test_keys_are_shown_to_anybody_at_both_hosts_in_the_documented_form(fal: Emulated) -> None:
     async with httpx2.AsyncClient() as anybody:
-        shown = await jwks(anybody, fal)
-        assert shown == await jwks(anybody, fal, "rest.alpha.fal.ai")
+        shown = await shown_keys(anybody, fal)
+        assert shown == await shown_keys(anybody, fal, "rest.alpha.fal.ai")
         [key] = shown["keys"]
         assert (key.keys(), key["kty"], key["crv"]) == ({"kty", "crv", "x", "kid"}, "OKP", "Ed25519")
         posted = await anybody.post(fal.at("rest.fal.ai", "/.well-known/jwks.json"))
@@ -98,7 +76,7 @@ async def test_node_verifies_a_signature_and_refuses_one_of_another_body(
     async with receiving() as hook:
         await submit(client, fal, hook.url)
         [webhook] = await hook.arrived(1)
-    keys, verdicts = await jwks(client, fal), []
+    keys, verdicts = await shown_keys(client, fal), []
     for body in (webhook.body, webhook.body + b" "):
         process = await asyncio.create_subprocess_exec(
             node, "-e", _NODE_VERIFIES, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
@@ -113,7 +91,7 @@ async def test_a_seed_gives_the_same_keys_and_none_gives_others(client: httpx2.A
     shown = []
     for seed in (7, 7, 8, None, None):
         async with emulated(seed=seed) as fal:
-            shown.append((await jwks(client, fal))["keys"][0]["x"])
+            shown.append((await shown_keys(client, fal))["keys"][0]["x"])
     assert shown[0] == shown[1]
     assert len(set(shown)) == 4
 
@@ -124,9 +102,9 @@ async def test_a_rotated_key_signs_at_once_and_the_old_one_is_shown_only_on_requ
     async with receiving() as hook:
         await submit(client, fal, hook.url)
         await hook.arrived(1)
-        first = await jwks(client, fal)
+        first = await shown_keys(client, fal)
         fal.app.rotate_webhook_key(keep_old=True)
-        both = await jwks(client, fal)
+        both = await shown_keys(client, fal)
         await submit(client, fal, hook.url)
         old, new = await hook.arrived(2)
     assert len(both["keys"]) == 2
@@ -134,7 +112,7 @@ async def test_a_rotated_key_signs_at_once_and_the_old_one_is_shown_only_on_requ
     assert new.signed(both)
     assert not new.signed(first)
     fal.app.rotate_webhook_key()
-    last = await jwks(client, fal)
+    last = await shown_keys(client, fal)
     assert len(last["keys"]) == 1
     assert not new.signed(last)
 
@@ -183,7 +161,7 @@ async def test_a_failure_is_told_in_fals_words(
     async with receiving() as hook:
         request_id = await submit(client, fal, hook.url, endpoint, given, **{"x-fal-request-timeout": "2"})
         [webhook] = await hook.arrived(1)
-    assert webhook.signed(await jwks(client, fal))
+    assert webhook.signed(await shown_keys(client, fal))
     body = webhook.told
     assert {body.pop("request_id"), body.pop("gateway_request_id")} == {request_id}
     if "num_images" in str(given):
@@ -211,141 +189,3 @@ async def test_nothing_is_posted_before_the_end_or_without_being_asked(
         [webhook] = await hook.arrived(1)
     assert webhook.request_id == finished != waiting
     assert len(fal.app.deliveries) == 1
-
-
-async def test_a_refused_delivery_is_tried_again_with_a_signature_of_its_own(client: httpx2.AsyncClient) -> None:
-    now = 1_000_000.0
-
-    async def later(_: Received) -> bytes:
-        nonlocal now
-        now += 7
-        return status_answer(200 if len(hook.received) == 4 else 503)
-
-    async with emulated(speed=200, clock=lambda: now) as fal, receiving(answer=later) as hook:
-        await submit(client, fal, hook.url, "/emulator/slow", NOW)
-        await hook.arrived(4)
-        deliveries = await fal.delivered(4)
-        keys = await jwks(client, fal)
-        assert all(webhook.signed(keys) for webhook in hook.received)
-    assert len({webhook.body for webhook in hook.received}) == 1
-    assert [webhook.timestamp for webhook in hook.received] == [1_000_000, 1_000_007, 1_000_014, 1_000_021]
-    outcomes = [(each.number, each.status, each.outcome) for each in deliveries]
-    assert outcomes == [(1, 503, "retry"), (2, 503, "retry"), (3, 503, "retry"), (4, 200, "delivered")]
-
-
-async def test_a_redirect_ends_the_deliveries_for_good(client: httpx2.AsyncClient, fal: Emulated) -> None:
-    async with receiving(308, 200) as hook, receiving() as other:
-        await submit(client, fal, hook.url)
-        [delivery] = await fal.delivered()
-        assert (delivery.status, delivery.outcome) == (308, "permanent")
-        await submit(client, fal, other.url)
-        await other.arrived(1)
-    assert len(hook.received) == 1
-
-
-@pytest.mark.parametrize(
-    ("webhook", "reason"),
-    [
-        ("ftp://127.0.0.1/x", "another scheme"),
-        ("/relative", "no host"),
-        ("http://user:pw@127.0.0.1/", "a password"),
-        ("http://127.0.0.1:99999/", "no such port"),
-        ("http://[::1/", "a bracket that is never closed"),
-    ],
-)
-async def test_what_is_no_url_is_a_permanent_failure(
-    client: httpx2.AsyncClient, fal: Emulated, webhook: str, reason: str
-) -> None:
-    await submit(client, fal, webhook)
-    [delivery] = await fal.delivered()
-    assert (delivery.status, delivery.outcome) == (None, "permanent"), reason
-    assert delivery.error
-
-
-async def test_after_31_attempts_nothing_more_is_tried(client: httpx2.AsyncClient) -> None:
-    async with emulated(speed=10_000, clock=lambda: 1000.0) as fal, receiving(500) as hook:
-        await submit(client, fal, hook.url, "/emulator/slow", NOW)
-        deliveries = await fal.delivered(31)
-        assert [each.number for each in deliveries] == list(range(1, 32))
-        assert [each.outcome for each in deliveries] == [*["retry"] * 30, "given_up"]
-
-
-@pytest.mark.parametrize(
-    ("large", "minutes", "reason"), [(False, 60, "a result is kept for an hour"), (True, 6, "from 10 KB for 6 minutes")]
-)
-async def test_nothing_is_tried_beyond_the_life_of_the_result(
-    client: httpx2.AsyncClient, large: bool, minutes: int, reason: str
-) -> None:
-    now = 1000.0
-
-    async def later(_: Received) -> bytes:
-        nonlocal now
-        now += minutes * 60 / 10_000 * 0.3
-        return status_answer(500)
-
-    given = {"text": "x" * (20_000 if large else 10)}
-    async with emulated(speed=10_000, clock=lambda: now) as fal, receiving(answer=later) as hook:
-        await submit(client, fal, hook.url, given=given)
-        now += 0.001  # the job's own time
-        deliveries = await fal.delivered(5)
-        assert [each.outcome for each in deliveries] == [*["retry"] * 4, "given_up"], reason
-
-
-async def test_who_does_not_answer_is_tried_again_and_so_is_who_does_not_listen(
-    client: httpx2.AsyncClient, fal: Emulated
-) -> None:
-    silent = asyncio.Event()
-
-    async def never(request: Received) -> bytes:
-        if len(hook.received) == 1:
-            await silent.wait()
-        return status_answer(204)
-
-    async with receiving(answer=never) as hook:
-        await submit(client, fal, hook.url)
-        await hook.arrived(2)
-        first, second = await fal.delivered(2)
-        silent.set()
-    assert (first.status, first.outcome) == (None, "retry")
-    assert first.error == "no answer within 2 s"
-    assert (second.error, second.status, second.outcome) == (None, 204, "delivered")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))  # bound, not listening
-        await submit(client, fal, f"http://127.0.0.1:{free.getsockname()[1]}/")
-        refused = (await fal.delivered(3))[2]
-    assert (refused.status, refused.outcome) == (None, "retry")
-    assert refused.error
-
-
-@pytest.mark.parametrize(
-    ("answer", "status", "reason"),
-    [
-        (b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 202 Accepted\r\ncontent-length: 0\r\n\r\n", 202, "interim answers"),
-        (b"HTTP/1.1 200 OK\r\n\r\nuntil the end", 200, "no length"),
-        (b"HTTP/1.1 200 OK\r\ncontent-length: 9000000\r\n\r\n" + b"x" * 200_000, 200, "more than anybody reads"),
-        (b"HTTP/1.1 204 No Content\r\ncontent-length: 2\r\n\r\nok", 204, "a body that may not be"),
-        (b"220 mail ESMTP\r\n", None, "no HTTP"),
-        (b"", None, "nothing"),
-    ],
-)
-async def test_any_answer_is_read_as_far_as_its_status(
-    client: httpx2.AsyncClient, fal: Emulated, answer: bytes, status: int | None, reason: str
-) -> None:
-    async def raw(_: Received) -> bytes:
-        return answer
-
-    async with receiving(answer=raw) as hook:
-        await submit(client, fal, hook.url)
-        delivery = (await fal.delivered())[0]
-    assert delivery.status == status, reason
-    assert (delivery.error is None) is (status is not None)
-
-
-async def test_a_closed_emulator_delivers_nothing_more(client: httpx2.AsyncClient, fal: Emulated) -> None:
-    async with receiving(500) as hook:
-        await submit(client, fal, hook.url)
-        await fal.delivered()
-        await fal.app.close()
-        begun = len(fal.app.deliveries)
-        await client.get(fal.at("rest.fal.ai", "/.well-known/jwks.json"))
-        assert len(fal.app.deliveries) == begun

@@ -39,7 +39,7 @@ class Emulator:
         self._gzip = gzip
         self._cdn = Cdn(world)
         self._wma = Wma(world)
-        self._webhooks = Webhooks(world)
+        self._webhooks = Webhooks(world, faults)
         self._sockets = Handshakes(world, faults, late_refusals=late_refusals)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

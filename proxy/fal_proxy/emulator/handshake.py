@@ -35,7 +35,7 @@ class Handshakes:
         """Serve one WebSocket from its handshake to its end."""
         address = _read(exchange)
         names = [f"{exchange.host}{exchange.path}", *([address.endpoint] if address else [])]
-        strike = draw(self._faults, names, self._world.rng, socket=True)
+        strike = draw(self._faults, names, self._world.rng, "socket")
         socket = Socket(exchange, receive, send, strike.fault, self._world.clock)
         await receive()  # websocket.connect
         try:

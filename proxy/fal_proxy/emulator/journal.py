@@ -13,6 +13,9 @@ KEPT_BODY_BYTES = 64 * 1024
 KEPT_ENTRIES = 1000
 
 
+Outcome = Literal["delivered", "retry", "permanent", "given_up"]
+
+
 @dataclass
 class Session:
     """What went over one WebSocket that was opened; times are the emulator's clock."""
@@ -90,7 +93,7 @@ class Delivery:
     body_bytes: int = 0
     status: int | None = None  # of the answer
     error: str | None = None  # why there is none
-    outcome: Literal["delivered", "retry", "permanent", "given_up"] | None = None  # None until it is over
+    outcome: Outcome | None = None  # None until it is over
     notes: list[str] = field(default_factory=list)
     done: asyncio.Event = field(default_factory=asyncio.Event)
 

@@ -62,7 +62,9 @@ async def post(
     head = "\r\n".join([*lines, "Connection: close", "", ""]).encode("latin-1")
     try:
         async with asyncio.timeout(timeout_seconds):
-            reader, writer = await asyncio.open_connection(to.host, to.port, ssl=_tls() if to.tls else None)
+            reader, writer = await asyncio.open_connection(
+                to.host, to.port, ssl=trusted_by_default() if to.tls else None
+            )
             try:
                 if cut_after_bytes is None:
                     return await _exchange(reader, writer, head + body)
@@ -131,5 +133,6 @@ class _Answer:
 
 
 @cache
-def _tls() -> ssl.SSLContext:
+def trusted_by_default() -> ssl.SSLContext:
+    """Return what this machine trusts, read once: OpenSSL takes other roots from SSL_CERT_FILE."""
     return ssl.create_default_context()

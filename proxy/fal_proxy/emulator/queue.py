@@ -71,7 +71,7 @@ async def _submit(world: World, webhooks: Webhooks, exchange: Exchange, address:
     }
     if webhook := exchange.query.get("fal_webhook"):
         accepted["gateway_request_id"] = job.request_id
-        webhooks.watch(job, webhook)
+        await webhooks.watch(job, webhook)
     return answers.json_answer(200, accepted, [("x-fal-request-id", job.request_id)])
 
 

@@ -17,7 +17,7 @@ _MICROSECOND = Decimal("0.000001")
 
 @dataclass
 class World:
-    """The state of one emulator; `rng` is the only source of chance, `clock` the only source of time."""
+    """The state of one emulator; `rng` is the source of chance, `clock` the only source of time."""
 
     rng: Random
     clock: Callable[[], float]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterator, Mapping
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 from fal_proxy.environment import webhook_secrets
 from fal_proxy.errors import Refusal
@@ -78,6 +78,9 @@ def findings(settings: Settings, environ: Mapping[str, str]) -> Iterator[Finding
         yield Finding("error", "server.public_url", "webhooks.mode = hub needs it: it is what fal is told to call")
     elif not public_url.startswith("https://"):
         yield Finding("warning", "server.public_url", "fal will send what jobs have made over plain http")
+    hosts, called = {host.lower() for host in settings.server.hosts}, urlsplit(public_url).hostname
+    if public_url and hosts and not hosts & {"*", called}:
+        yield Finding("error", "server.hosts", f"does not list {called}, which fal is told to call (server.public_url)")
     if settings.state.url == "memory://":
         message = "with memory:// the events of webhooks do not survive a restart: memory:///folder keeps them"
         yield Finding("warning", "webhooks.mode", message)

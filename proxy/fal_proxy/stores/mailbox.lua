@@ -212,6 +212,22 @@ function operations.since(question)
   return with_bodies(metas)
 end
 
+function operations.before_newest(question)
+  local identities, count = unpack(question)
+  local found, numbers = {}, {}
+  for _, identity in ipairs(identities) do
+    for _, number in ipairs(call('ZREVRANGE', P .. 'events-of:' .. identity, 0, count)) do
+      local meta = load(number)
+      if not found[number] and meta and meta.received_at + EVENT > now then
+        found[number] = true
+        numbers[#numbers + 1] = number
+      end
+    end
+  end
+  table.sort(numbers, function(a, b) return tonumber(a) > tonumber(b) end)
+  return numbers[count + 1] or '0'
+end
+
 function operations.claim(question)
   local limit, per_host, busy = unpack(question)
   local metas = {}

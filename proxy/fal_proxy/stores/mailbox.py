@@ -97,6 +97,9 @@ class Mailbox(Protocol):
         Large ones are fewer than `limit` (ANSWER_BYTES); none only if there are none.
         """
 
+    async def before_newest(self, identities: frozenset[str], count: int) -> int:
+        """Return the number after which only the newest `count` events of these identities come; 0 if all of them do."""
+
     async def claim(self, limit: int, per_host: int, busy: Mapping[str, int]) -> Sequence[Delivery]:
         """Claim deliveries that are due: the longest due first, each by one process only, within ANSWER_BYTES.
 

@@ -60,6 +60,10 @@ class MemoryMailbox:
         """Return the oldest events after `number` of these owners."""
         return self.state.since(identities, number, limit, self._tick())
 
+    async def before_newest(self, identities: frozenset[str], count: int) -> int:
+        """Return the number after which only the newest `count` of these owners' events come."""
+        return self.state.before_newest(identities, count, self._tick())
+
     async def claim(self, limit: int, per_host: int, busy: Mapping[str, int]) -> Sequence[Delivery]:
         """Claim deliveries that are due."""
         claimed = self.state.claim(limit, per_host, busy, self._tick())

@@ -112,6 +112,10 @@ class RedisMailbox:
         found = await self._run("since", (sorted(identities), number, limit))
         return [meta.event(body) for meta, body in _pairs(found)]
 
+    async def before_newest(self, identities: frozenset[str], count: int) -> int:
+        """Return the number after which only the newest `count` of these owners' events come."""
+        return int(await self._run("before_newest", (sorted(identities), count)))
+
     async def claim(self, limit: int, per_host: int, busy: Mapping[str, int]) -> Sequence[Delivery]:
         """Claim deliveries that are due."""
         found = await self._run("claim", (limit, per_host, busy))

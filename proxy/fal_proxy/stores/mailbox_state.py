@@ -95,6 +95,12 @@ class MailboxState:
             found.update(islice((each for each in later if self._is_fresh(each, now)), limit))
         return _within_answer([self.kept[each].event for each in sorted(found)[:limit]])
 
+    def before_newest(self, identities: frozenset[str], count: int, now: float) -> int:
+        """Return the number after which only the newest `count` of these owners' events come."""
+        newest = {each for identity in identities for each in self._by_owner.get(identity, [])[-count - 1 :]}
+        fresh = sorted((each for each in newest if self._is_fresh(each, now)), reverse=True)
+        return fresh[count] if len(fresh) > count else 0
+
     def claim(self, limit: int, per_host: int, busy: Mapping[str, int], now: float) -> list[Kept]:
         """Put off what is due, and return it."""
         places: set[tuple[float, int]] = set()

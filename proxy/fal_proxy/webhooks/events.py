@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 
 import msgspec
@@ -104,13 +104,10 @@ class Events:
         given = request.one(b"last-event-id")
         if given is not None and _NUMBER.fullmatch(given):
             return int(given)
-        numbers: deque[int] = deque([0], maxlen=BACKLOG + 1)
         try:
-            while events := await self._mailbox.since(identities, numbers[-1], _PAGE):
-                numbers.extend(event.number for event in events)
+            return await self._mailbox.before_newest(identities, BACKLOG)
         except StoreUnavailable as error:
             raise unavailable() from error
-        return numbers[0]
 
     async def _since(self, identities: frozenset[str], last: int) -> Sequence[Event]:
         try:

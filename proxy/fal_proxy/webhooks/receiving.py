@@ -19,7 +19,7 @@ from fal_proxy.address_guard import AddressGuard
 from fal_proxy.admission.gate import unavailable, unknown
 from fal_proxy.admission.jobs import app_of
 from fal_proxy.callbacks import WEBHOOKS
-from fal_proxy.errors import Refusal, StoreUnavailable
+from fal_proxy.errors import ClientGone, Refusal, StoreUnavailable
 from fal_proxy.exchange import Kind, Receipt
 from fal_proxy.gateway import Arrival, Gateway
 from fal_proxy.headers import Headers, values
@@ -66,6 +66,9 @@ class Receiving:
             signed = self._read_fields(arrival)
             told, body = await self._read_body(arrival, signed)
             receipt = await self._file(arrival, callback, signed, told, body)
+        except ClientGone:
+            receipt = Receipt.MALFORMED  # a body without its end
+            raise
         except StoreUnavailable as error:
             raise unavailable() from error
         except _Refused as refused:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from fractions import Fraction
 from pathlib import Path
 
@@ -19,17 +19,13 @@ from fal_proxy.admission.settler import Settler
 from fal_proxy.asgi import EXTENSION, Scope, asks_first, closing_instead, read_request
 from fal_proxy.callbacks import Callbacks
 from fal_proxy.direct import Direct
-from fal_proxy.environment import Secret, admin_token, captured, header_secret, signing_secrets
+from fal_proxy.environment import Secret, admin_token, captured, signing_secrets
 from fal_proxy.errors import Misconfigured, Refusal, StoreUnavailable
 from fal_proxy.exchange import Request
 from fal_proxy.gateway import ACCEPT_PLAIN, CLIENT_PROXY, Gateway
-from fal_proxy.identity import Identities, Source
-from fal_proxy.identity.anonymous import Anonymous
-from fal_proxy.identity.forward import ForwardAuth
-from fal_proxy.identity.header import TrustedHeader
-from fal_proxy.identity.jwt import JwtBearers
-from fal_proxy.identity.key import UserKeys
+from fal_proxy.identity.app import Identify
 from fal_proxy.identity.network import TrustedProxies
+from fal_proxy.identity.opening import open_identities
 from fal_proxy.identity.ticket import Tickets
 from fal_proxy.lifecycle import Lifecycle, Stage
 from fal_proxy.policy.inputs import InputRules
@@ -190,14 +186,16 @@ def create_app(
     key: Secret | None = None,
     store: Store | None = None,
     mailbox: Mailbox | None = None,
+    identify: Identify | None = None,
 ) -> App:
     """Return the application for `settings`, or for file and environment.
 
-    `key` replaces the environment's fal key; `store` and `mailbox` what `state.url` names, and the app closes them. Raises
+    `key` replaces the environment's fal key; `store` and `mailbox` what `state.url` names, and the app closes them;
+    `identify` names the users of an app that this one is mounted in, before every configured source. Raises
     Misconfigured with every error that `check` finds.
     """
     environ = captured() if environ is None else environ
-    report = check.examine(settings, config, environ, key=key)
+    report = check.examine(settings, config, environ, key=key, embedded=identify is not None)
     if report.errors:
         raise Misconfigured([f"{finding.path}: {finding.message}" for finding in report.errors])
     settings = report.settings
@@ -228,7 +226,7 @@ def create_app(
     gateway = Gateway(
         mount=settings.mount.encode(),
         site=site,
-        identities=_identities(settings, site, folder, environ),
+        identities=open_identities(settings, folder, environ, identify, is_https=site.is_https),
         plans={name: compile_plan(name, plan) for name, plan in settings.plans.items()},
         inputs=inputs,
         realtime_mode=settings.realtime.mode,
@@ -268,22 +266,3 @@ def _realtime(settings: RealtimeSettings, gateway: Gateway, dialer: Dialer) -> R
 
 def _usd_per_second(settings: RealtimeSettings) -> Fraction | None:
     return None if settings.usd_per_second is None else Fraction(repr(settings.usd_per_second))
-
-
-def _identities(settings: Settings, site: Site, folder: Path, environ: Mapping[str, str]) -> Identities:
-    """Build the listed identity sources, and only those: what is not listed opens nothing and asks nobody."""
-    identity = settings.identity
-
-    def anonymous() -> Source:
-        trusted = TrustedProxies(settings.server.trusted_proxies)
-        return Anonymous(signing_secrets(environ, []), identity.anonymous.plan, trusted, site.is_https)
-
-    build: dict[str, Callable[[], Source]] = {
-        "key": lambda: UserKeys(folder / identity.key.file),
-        "jwt": lambda: JwtBearers.of(identity.jwt),
-        "forward": lambda: ForwardAuth.of(identity.forward),
-        "header": lambda: TrustedHeader(identity.header, header_secret(environ, [])),
-        "anonymous": anonymous,
-    }
-    whole = "forward" in identity.sources and "authorization" in map(str.lower, identity.forward.headers)
-    return Identities([build[name]() for name in identity.sources], any_scheme=whole)

@@ -31,7 +31,7 @@ def read_request(scope: Scope) -> Request:
         query = rest if mark else None
     scheme = {"ws": "http", "wss": "https"}.get(scope["scheme"]) or str(scope["scheme"])
     peer = client[0] if client else ""
-    return Request(scope.get("method", "GET"), path, query, list(scope["headers"]), peer, scheme)
+    return Request(scope.get("method", "GET"), path, query, list(scope["headers"]), peer, scheme, scope)
 
 
 def closing_instead(send: Send) -> Send:

@@ -75,9 +75,14 @@ class Report:
 
 
 def examine(
-    settings: Settings | None, config: str | Path | None, environ: Mapping[str, str], *, key: Secret | None = None
+    settings: Settings | None,
+    config: str | Path | None,
+    environ: Mapping[str, str],
+    *,
+    key: Secret | None = None,
+    embedded: bool = False,
 ) -> Report:
-    """Return all findings about `settings`, or about file and environment when it is None."""
+    """Return all findings about `settings`, or about file and environment; `embedded`: an app names its users itself."""
     if settings is None:
         settings, findings = Settings.load(config, environ)
         report = Report(settings, findings)
@@ -95,7 +100,7 @@ def examine(
     for index, rule in enumerate(report.settings.inputs):
         for fault in inputs.faults(rule):
             report.error(f"inputs[{index}]", fault)
-    _judge_sources(report, config_path(config, environ).parent, environ)
+    _judge_sources(report, config_path(config, environ).parent, environ, embedded=embedded)
     _judge_admin(report, admin_token(environ, report.findings))
     return report
 
@@ -252,16 +257,12 @@ def _judge_state(report: Report, folder: Path) -> None:
         report.warn("state.ownership", "whoever knows a request id and may call can read and cancel it")
 
 
-def _judge_sources(report: Report, folder: Path, environ: Mapping[str, str]) -> None:
+def _judge_sources(report: Report, folder: Path, environ: Mapping[str, str], *, embedded: bool) -> None:
     settings = report.settings
     sources = settings.identity.sources
-    if not sources:
-        report.error("identity.sources", 'nobody may call: list "key", "jwt", "forward", "header" or "anonymous"')
-    if len(set(sources)) != len(sources):
-        report.error("identity.sources", "lists a source twice")
     if "key" in sources:
         _judge_keys(report, folder / settings.identity.key.file)
-    report.findings += judge_sources(settings, header_secret(environ, report.findings))
+    report.findings += judge_sources(settings, header_secret(environ, report.findings), embedded=embedded)
     report.access += [f"{who}: {_opens(settings, DEFAULT_PLAN)}" for who in named_elsewhere(settings.identity)]
     if "anonymous" in sources:
         plan = settings.identity.anonymous.plan

@@ -8,10 +8,10 @@ from __future__ import annotations
 import enum
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from hashlib import blake2s
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from fal_proxy.errors import Refusal
 
@@ -132,6 +132,7 @@ class Request:
     headers: list[tuple[bytes, bytes]]
     peer: str  # the socket's other end, "" for a local socket
     scheme: str  # of the socket
+    scope: Mapping[str, Any] = field(default_factory=dict, repr=False)  # ASGI's, for the app that we are mounted in
 
     def one(self, name: bytes) -> bytes | None:
         """Return the field's only value, None without one. Raises Refusal `bad_request` for several lines."""

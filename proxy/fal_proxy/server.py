@@ -19,6 +19,7 @@ import uvicorn
 import uvloop
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from fal_proxy.allocator import keep_large_blocks_apart
 from fal_proxy.downstream.deadlines import KEEP_ALIVE_SECONDS, Sweep
 from fal_proxy.downstream.peers import Peers, raise_file_limit
 from fal_proxy.errors import Misconfigured
@@ -98,6 +99,7 @@ def serve(
     `announce` is called once `main` accepts. `beside` lives as long as `main`.
     """
     raise_file_limit()
+    keep_large_blocks_apart()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(_serve(main, announce, beside, drain))
 

@@ -164,11 +164,11 @@ class Store(Protocol):
     async def submitted(self, record: Record, lease_seconds: float = JOB_LEASE_SECONDS) -> None:
         """Record the ownership of a request id; durable on return. Its entry stays open until settled or leased out."""
 
-    async def settle(self, entry_id: str, outcome: Outcome, amount_microusd: int = 0) -> None:
-        """Replace an entry's reservation and free its slot.
+    async def settle(self, entry_id: str, outcome: Outcome, amount_microusd: int = 0) -> int:
+        """Replace an entry's reservation and free its slot; return by how much what it is charged has changed.
 
         BILLED replaces whatever was settled before, with `amount_microusd`; RELEASED and AS_RESERVED settle an open
-        entry only. Unknown entries are ignored.
+        entry only. Unknown entries are ignored. What is carried out later counts as no change.
         """
 
     async def completed(self, request_id: str) -> None:

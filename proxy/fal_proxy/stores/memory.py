@@ -131,17 +131,17 @@ class MemoryStore:
         self.state.own(record, now, now + lease_seconds)
         await self._durable()
 
-    async def settle(self, entry_id: str, outcome: Outcome, amount_microusd: int = 0) -> None:
-        """Replace an entry's reservation and free its slot."""
+    async def settle(self, entry_id: str, outcome: Outcome, amount_microusd: int = 0) -> int:
+        """Replace an entry's reservation and free its slot; return the change of its charge."""
         self._tick()
         entry = self.state.entries.get(entry_id)
-        if entry is None:
-            return
-        if outcome is Outcome.BILLED:
-            self.state.settle(entry, outcome, amount_microusd)
-        elif entry.outcome is None:
-            self.state.settle(entry, outcome, entry.amount if outcome is Outcome.AS_RESERVED else 0)
+        if entry is None or (outcome is not Outcome.BILLED and entry.outcome is not None):
+            return 0
+        if outcome is not Outcome.BILLED:
+            amount_microusd = entry.amount if outcome is Outcome.AS_RESERVED else 0
+        more = self.state.settle(entry, outcome, amount_microusd)
         self._flush()
+        return more
 
     async def completed(self, request_id: str) -> None:
         """Note that fal called the job COMPLETED."""

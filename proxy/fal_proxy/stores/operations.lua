@@ -145,12 +145,14 @@ function operations.settle(settlement)
     end
     amount = outcome == 'as_reserved' and entry.amount or 0
   end
+  local more = amount - entry.charged
   settle(id, entry, outcome, amount)
   if entry.request_id ~= '' then
     keep(name, entry)
   else
     call('DEL', name)
   end
+  return more
 end
 
 function operations.completed(request_id)

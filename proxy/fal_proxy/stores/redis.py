@@ -135,11 +135,12 @@ class RedisStore:
             self._send_later("submitted", submission)
             raise
 
-    async def settle(self, entry_id: str, outcome: Outcome, amount_microusd: int = 0) -> None:
-        """Replace an entry's reservation and free its slot; later, if Redis is away now."""
+    async def settle(self, entry_id: str, outcome: Outcome, amount_microusd: int = 0) -> int:
+        """Replace an entry's reservation and free its slot; later, if Redis is away now, and 0 is returned."""
         if amount_microusd > MOST_MICROUSD:
             raise ValueError(f"amounts above {MOST_MICROUSD} micro-dollars cannot be counted exactly in Redis")
-        await self._now_or_later("settle", (entry_id, outcome, amount_microusd))
+        reply = await self._now_or_later("settle", (entry_id, outcome, amount_microusd))
+        return 0 if reply is None else int(msgspec.msgpack.decode(reply, type=float))
 
     async def completed(self, request_id: str) -> None:
         """Note that fal called the job COMPLETED; later, if Redis is away now."""
@@ -211,11 +212,12 @@ class RedisStore:
             self._epoch = self._epoch or epoch.decode()
         return reply
 
-    async def _now_or_later(self, operation: str, argument: object) -> None:
+    async def _now_or_later(self, operation: str, argument: object) -> Any:
         try:
-            await self._run(operation, argument)
+            return await self._run(operation, argument)
         except StoreUnavailable:
             self._send_later(operation, argument)
+            return None
         except asyncio.CancelledError:
             self._send_later(operation, argument)
             raise

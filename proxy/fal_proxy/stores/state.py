@@ -117,8 +117,8 @@ class State:
         if entry is not None:
             entry.lease_end = lease_end
 
-    def settle(self, entry: Entry, outcome: Outcome, amount: int) -> None:
-        """Replace the reservation, or an earlier settlement, by a charge; free the slots."""
+    def settle(self, entry: Entry, outcome: Outcome, amount: int) -> int:
+        """Replace the reservation, or an earlier settlement, by a charge, and return the change; free the slots."""
         more, freed = amount - entry.charged, entry.amount if entry.outcome is None else 0
         for name in entry.purses:
             purse = self.purses.get(name)
@@ -135,6 +135,7 @@ class State:
             self.put_entry(entry)
         else:
             self._drop_entry(entry.id)
+        return more
 
     def free(self, entry: Entry) -> None:
         """Give an entry's slots back."""

@@ -47,6 +47,12 @@ METRICS = {
             ("plan",),
             "what callers were charged, in millionths of a dollar",
         ),
+        Row(
+            "fal_proxy_cost_lowered_microusd_total",
+            "counter",
+            ("plan",),
+            "by how much earlier charges were lowered, when fal billed less; the books are the difference",
+        ),
         Row("fal_proxy_in_flight", "gauge", ("kind",), "requests in progress"),
         Row("fal_proxy_upstream_idle_connections", "gauge", (), "open connections to fal that wait for a request"),
         Row("fal_proxy_upstream_open_calls", "gauge", (), "requests to fal in progress"),
@@ -136,6 +142,7 @@ class Metrics:
         self._bytes_up = self._counter("fal_proxy_bytes_up_total")
         self._bytes_down = self._counter("fal_proxy_bytes_down_total")
         self._cost = self._counter("fal_proxy_cost_microusd_total")
+        self._lowered = self._counter("fal_proxy_cost_lowered_microusd_total")
         self._in_flight = self._gauge("fal_proxy_in_flight")
         self._idle = self._gauge("fal_proxy_upstream_idle_connections")
         self._calls = self._gauge("fal_proxy_upstream_open_calls")
@@ -152,6 +159,7 @@ class Metrics:
         self._kinds: dict[str, _OfKind] = {}
         for plan in plans:
             self._cost.labels(plan)
+            self._lowered.labels(plan)
 
     def count(self, exchange: Exchange) -> None:
         """Count an exchange that has ended."""
@@ -167,7 +175,8 @@ class Metrics:
         series.bytes_up.inc(exchange.bytes_up)
         series.bytes_down.inc(exchange.bytes_down)
         if exchange.cost_microusd is not None and exchange.plan in self._plans:
-            self._cost.labels(exchange.plan).inc(exchange.cost_microusd)
+            counter = self._cost if exchange.cost_microusd >= 0 else self._lowered
+            counter.labels(exchange.plan).inc(abs(exchange.cost_microusd))
 
     def cut_for_key(self) -> None:
         """Count an answer that held one of our keys."""

@@ -51,7 +51,8 @@ from fal_proxy.upstream.credentials import FalKey, FalKeys, fal_keys
 from fal_proxy.upstream.dial import Dialer, Route
 from fal_proxy.upstream.engine import Engine
 from fal_proxy.upstream.keys import KeyPool
-from fal_proxy.webhooks import Hub, open_hub
+from fal_proxy.webhooks import Hub, dead_letters, open_hub
+from fal_proxy.webhooks.dead_letters import DeadLetters
 
 
 class App:
@@ -254,6 +255,10 @@ def create_app(
     except JournalError as error:
         raise Misconfigured([f"state.url: {error}"]) from error
     admin = Admin(settings.admin.host, admin_token(environ, []), telemetry.metrics)
+    if hub is not None:
+        letters = DeadLetters(hub.mailbox)
+        admin.show(dead_letters.PATH, letters.view)
+        admin.act(dead_letters.PATH + b"/", b"/retry", letters.retry)
     sockets = _realtime(settings.realtime, gateway, dialer)
     return App(gateway, sockets, hub, admin, settings.realtime.max_message_bytes)
 

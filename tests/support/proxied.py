@@ -79,17 +79,19 @@ async def proxied(
     environ: Mapping[str, str] | None = None,
     *,
     key: Secret | None = FAL_KEY,
+    front: Callable[[CanaryWatch], Callable[..., Awaitable[None]]] | None = None,
 ) -> AsyncIterator[Proxy]:
     """Run a proxy whose every host is reached below `upstream`; `folder` holds its key file.
 
-    Without `key`, the fal keys are those of `environ`.
+    Without `key`, the fal keys are those of `environ`. `front` wraps the app: what stands before it, in the same process.
     """
     settings = settings or open_settings(folder)
     user_key = add(folder / "users.toml", "ada", next(iter(settings.plans)))
     surroundings = {"FAL_PROXY_SECRET": SIGNING_SECRET, "FAL_PROXY_UPSTREAM": upstream, **(environ or {})}
     app = CanaryWatch(create_app(settings, environ=surroundings, key=key))
     sock = bind("127.0.0.1", 0)
-    listener = Listener(app, sock, websockets=SocketProtocol, max_message_bytes=app.app.max_message_bytes)
+    outermost = front(app) if front else app
+    listener = Listener(outermost, sock, websockets=SocketProtocol, max_message_bytes=app.app.max_message_bytes)
     async with serving(listener) as origin:
         yield Proxy(origin, user_key, app.app)
     assert not app.leaks, f"the fal key went down to a caller: {app.leaks}"

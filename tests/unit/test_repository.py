@@ -67,10 +67,12 @@ def test_no_committed_file_names_a_registry_or_a_path_of_one_machine() -> None:
         assert path.name == "test_repository.py" or not MACHINE_PATHS.search(text), path
 
 
-def test_npm_lock_holds_versions_and_hashes_only() -> None:
-    text = (ROOT / "tests" / "client" / "package-lock.json").read_text("utf-8")
-    assert '"resolved"' not in text
-    assert '"integrity"' in text
+def test_npm_locks_hold_versions_and_hashes_only() -> None:
+    locks = [path for path in _committed() if path.name == "package-lock.json"]
+    assert len(locks) > 1
+    for text in map(_text, locks):
+        assert '"resolved"' not in text
+        assert '"integrity"' in text
 
 
 def test_no_source_file_has_two_jobs() -> None:

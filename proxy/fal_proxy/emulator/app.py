@@ -30,17 +30,17 @@ _ANSWERED_BADLY = ("reset", "stall", "truncate")
 
 
 class Emulator:
-    """One emulated fal; `journal` holds the latest requests as they were received, `deliveries` its own webhooks."""
+    """One emulated fal: `journal` holds the latest requests, `deliveries` its own webhooks; `faults` may change at any time."""
 
     def __init__(self, world: World, faults: Sequence[Fault], *, gzip: bool, late_refusals: bool) -> None:
         self.journal: Journal = new_journal()
         self._world = world
-        self._faults = tuple(faults)
+        self.faults: list[Fault] = list(faults)
         self._gzip = gzip
         self._cdn = Cdn(world)
         self._wma = Wma(world)
-        self._webhooks = Webhooks(world, faults)
-        self._sockets = Handshakes(world, faults, late_refusals=late_refusals)
+        self._webhooks = Webhooks(world, self.faults)
+        self._sockets = Handshakes(world, self.faults, late_refusals=late_refusals)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one ASGI connection."""
@@ -121,7 +121,7 @@ class Emulator:
             # The URLs of a queued request lack the endpoint's path; the job still knows it.
             job = self._world.jobs.find(address.request_id)
             names.append(job.endpoint if job else address.endpoint)
-        return draw(self._faults, names, self._world.rng)
+        return draw(self.faults, names, self._world.rng)
 
     def _instead(self, strike: Strike, address: Address | None) -> Answer | None:
         fault = strike.fault

@@ -28,7 +28,7 @@ class Handshakes:
 
     def __init__(self, world: World, faults: Sequence[Fault], *, late_refusals: bool) -> None:
         self._world = world
-        self._faults = tuple(faults)
+        self._faults = faults  # the emulator's own list, which may change
         self._late_refusals = late_refusals
 
     async def serve(self, exchange: Exchange, receive: Receive, send: Send) -> None:

@@ -77,7 +77,7 @@ class Webhooks:
     def __init__(self, world: World, faults: Sequence[Fault]) -> None:
         self.deliveries: Deliveries = new_deliveries()
         self._world = world
-        self._faults = tuple(faults)
+        self._faults = faults  # the emulator's own list, which may change
         self._tasks: OrderedDict[str, asyncio.Task[None]] = OrderedDict()
         self._turns = asyncio.Semaphore(_MOST_AT_ONCE)
         self._held: asyncio.Event | None = None  # of the one that lets the next go first
@@ -87,7 +87,7 @@ class Webhooks:
 
         Returns at once, or, when a fault wants it early, after the first attempt: the job is over then.
         """
-        webhook = _Webhook(job, url, self._faults)
+        webhook = _Webhook(job, url, tuple(self._faults))
         early = webhook.suffers("webhook_early")
         if early:
             job.queue_seconds = job.run_seconds = 0.0

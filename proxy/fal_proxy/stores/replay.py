@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import heapq
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from fal_proxy.stores import Outcome, Record
 from fal_proxy.stores.holdings import Entry, Name, Purse, Put, entry_put, record_fields
+from fal_proxy.stores.marks import drop_window, mark, unmark
 from fal_proxy.stores.state import State
 from fal_proxy.stores.windows import Window
+
+_MARKS: dict[str, Callable[..., None]] = {"mark": mark, "no mark": unmark, "no window": drop_window}
 
 
 class StatePuts:
@@ -43,6 +46,9 @@ def snapshot(state: State) -> Iterator[Put]:
         if (purse := state.purses.get(name)) is not None:
             yield ("purse", name, purse.spent, purse.reserved, purse.ends)
     yield from [("cover", name, ends) for name, ends in state.covers.items()]
+    for marked in list(state.marks):
+        if (since := state.marks.get(marked)) is not None:
+            yield ("mark", marked, since)
     for entry_id in list(state.entries):
         if (entry := state.entries.get(entry_id)) is not None:
             yield entry_put(entry)
@@ -78,6 +84,8 @@ def apply(state: State, put: Put) -> None:
     elif kind == "no record":
         if values[0] in state.records:
             state.drop_record(values[0])
+    elif kind in _MARKS:
+        _MARKS[kind](state, *values)
     else:
         raise ValueError(f"holds {kind!r}, which only a newer version of fal-proxy knows: start that one")
     state.take_puts()

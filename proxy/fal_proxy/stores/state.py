@@ -49,6 +49,7 @@ class State:
     _leases_from: float = 0.0  # no lease in `requests` ends before
     _purse_ends: list[tuple[float, Name]] = field(default_factory=list)
     covers: dict[str, float] = field(default_factory=dict)  # until when each is covered
+    marks: dict[str, float] = field(default_factory=dict)  # since when; `marks` changes them
     _cover_ends: list[tuple[float, str]] = field(default_factory=list)
     _puts: list[Put] = field(default_factory=list)
 
@@ -124,7 +125,7 @@ class State:
             purse = self.purses.get(name)
             if purse is None:
                 continue  # its period is long over, and nothing can be admitted against it any more
-            purse.spent += more
+            purse.spent = max(purse.spent + more, 0)  # less only where `forget` came in between
             purse.reserved -= freed
             if self.written_down:
                 self._put_purse(name, purse)

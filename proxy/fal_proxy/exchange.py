@@ -10,6 +10,7 @@ import secrets
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from hashlib import blake2s
 from typing import Any, NamedTuple
 
@@ -111,7 +112,13 @@ class Caller:
     @property
     def shown(self) -> str:
         """Return the form of the id that people, logs and metrics may see."""
-        return blake2s(self.id.encode(), digest_size=6).hexdigest()
+        return shown_of(self.id)
+
+
+@lru_cache(maxsize=4096)
+def shown_of(caller_id: str) -> str:
+    """Return the form of a caller's or a network's id that people, logs and metrics may see."""
+    return blake2s(caller_id.encode(), digest_size=6).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)

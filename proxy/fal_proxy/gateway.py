@@ -169,6 +169,7 @@ class Gateway:
             return
         inbound = Inbound(receive, self.max_body_bytes, announced, on_departure)
         if target.kind is Kind.UPLOAD_TOKEN:
+            await self.gate.judge_blocked(caller)
             await self.uploads.answer_token(request, caller, inbound, reply)
             return
         outgoing = self._prepare(request, target, plan, announced, addressed)
@@ -223,6 +224,7 @@ class Gateway:
     async def _answer_me(self, request: Request, caller: Caller, accepted: bool | None, reply: Reply) -> None:
         """Tell the caller where they stand; costs nothing."""
         self.judge_ordinary(request, caller, accepted)
+        await self.gate.judge_blocked(caller)
         about = {"id": caller.shown, "plan": caller.plan, "source": caller.source}
         await reply.own(200, msgspec.json.encode(about | await self.gate.standing(caller, caller.plan)))
 

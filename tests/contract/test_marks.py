@@ -9,7 +9,7 @@ from msgspec.structs import replace
 
 from contract.bench import NOON, Bench
 from fal_proxy.errors import StoreUnavailable
-from fal_proxy.stores import Ask, Budget, Concurrency, Denial, Outcome, Question, Rate, Standing
+from fal_proxy.stores import Ask, Budget, Concurrency, Denial, Outcome, Question, Rate, Standing, Verdict
 from fal_proxy.stores.fallback import FallbackStore
 from fal_proxy.stores.journal import Journal
 from fal_proxy.stores.memory import MemoryStore
@@ -91,8 +91,7 @@ async def test_later_correction_of_what_was_forgotten_is_no_credit(bench: Bench)
 
 
 async def test_marks_and_what_was_forgotten_survive_a_restart(tmp_path: Path) -> None:
-    now = NOON
-    store = MemoryStore(Journal(tmp_path), clock=lambda: now)
+    store = MemoryStore(Journal(tmp_path), clock=lambda: NOON)
     for name in ("kept", "taken away"):
         await store.mark(name)
     await store.unmark("taken away")
@@ -101,8 +100,7 @@ async def test_marks_and_what_was_forgotten_survive_a_restart(tmp_path: Path) ->
     await store.forget(Question((RATE,), (), (BUDGET,)))
     await store.close()
     for restart in range(2):  # the second replays what the first has written as its snapshot
-        now += 1
-        store = MemoryStore(Journal(tmp_path), clock=lambda: now)
+        store = MemoryStore(Journal(tmp_path), clock=lambda: NOON + 1)
         assert await store.marks() == {"kept": NOON}, restart
         assert (await store.admit(Ask(marks=("kept",)))).denied is Denial.MARKED
         standing = await store.standing(Question((RATE,), (), (BUDGET,)))
@@ -126,7 +124,7 @@ class Shared(MemoryStore):
 
     away = False
 
-    async def admit(self, ask: Ask) -> object:  # type: ignore[override]
+    async def admit(self, ask: Ask) -> Verdict:
         if self.away:
             raise StoreUnavailable("Redis does not answer")
         return await super().admit(ask)

@@ -64,16 +64,9 @@ class MemoryStore:
         if ask.entry_id and self._journal is not None:
             self._journal.require()  # a refusal consumes nothing, so it comes before the reservation
         now = self._tick()
-        record = None
-        for at, name in enumerate(ask.marks):
-            if name in self.state.marks:
-                return Verdict(Denial.MARKED, at)
-        if ask.owns is not None:
-            record = self.state.find(ask.owns.request_id, now)
-            if record is None or not owns(record, ask.owns):
-                return Verdict(Denial.UNKNOWN_REQUEST)
+        record = None if ask.owns is None else self.state.find(ask.owns.request_id, now)
         purses: list[Charged] = []
-        verdict = self._judge(ask, now, purses)
+        verdict = self._judge_names(ask, record) or self._judge(ask, now, purses)
         if verdict is not None:
             return verdict
         state = self.state
@@ -104,6 +97,14 @@ class MemoryStore:
                     state.settle(entry, Outcome.RELEASED, 0)  # the request is refused, so nobody else would
                     raise
         return Verdict(rates=tuple(states), record=record)
+
+    def _judge_names(self, ask: Ask, record: Record | None) -> Verdict | None:
+        for at, name in enumerate(ask.marks):
+            if name in self.state.marks:
+                return Verdict(Denial.MARKED, at)
+        if ask.owns is not None and (record is None or not owns(record, ask.owns)):
+            return Verdict(Denial.UNKNOWN_REQUEST)
+        return None
 
     def _judge(self, ask: Ask, now: float, purses: list[Charged]) -> Verdict | None:
         """Return the refusal, or None, having collected the purses that would be charged."""

@@ -188,7 +188,8 @@ class RedisStore:
 
     async def marks(self) -> Mapping[str, float]:
         """Return what is marked, and since when."""
-        return dict(await self._ask("marks", None, dict[str, float]) or {})
+        found: dict[str, float] | None = await self._ask("marks", None, dict[str, float])
+        return found or {}
 
     async def forget(self, question: Question) -> None:
         """Let rates and what budgets have spent begin at zero."""

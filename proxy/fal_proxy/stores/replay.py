@@ -13,7 +13,13 @@ from fal_proxy.stores.marks import drop_window, mark, unmark
 from fal_proxy.stores.state import State
 from fal_proxy.stores.windows import Window
 
-_MARKS: dict[str, Callable[..., None]] = {"mark": mark, "no mark": unmark, "no window": drop_window}
+_REPEATED: dict[str, Callable[..., object]] = {
+    "hit": State.hit,
+    "cover": State.cover,
+    "mark": mark,
+    "no mark": unmark,
+    "no window": drop_window,
+}
 
 
 class StatePuts:
@@ -64,8 +70,8 @@ def snapshot(state: State) -> Iterator[Put]:
 def apply(state: State, put: Put) -> None:
     """Repeat what was written down. Raises ValueError for what this version does not know."""
     kind, *values = put
-    if kind in ("hit", "cover"):
-        getattr(state, kind)(*values)
+    if kind in _REPEATED:
+        _REPEATED[kind](state, *values)
     elif kind == "window":
         state.windows.setdefault(values[1], OrderedDict())[values[0]] = Window.load(values[2])
     elif kind == "purse":
@@ -84,8 +90,6 @@ def apply(state: State, put: Put) -> None:
     elif kind == "no record":
         if values[0] in state.records:
             state.drop_record(values[0])
-    elif kind in _MARKS:
-        _MARKS[kind](state, *values)
     else:
         raise ValueError(f"holds {kind!r}, which only a newer version of fal-proxy knows: start that one")
     state.take_puts()

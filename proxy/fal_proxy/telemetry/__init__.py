@@ -1,4 +1,4 @@
-"""What became of each exchange: one line and the metrics. Decides nothing, and sees only what an Exchange holds."""
+"""What became of each exchange: one line, the metrics and the rollup. Decides nothing, and sees only what an Exchange holds."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection
 from fal_proxy.exchange import Exchange
 from fal_proxy.telemetry.access import AccessLog
 from fal_proxy.telemetry.metrics import Keys, Metrics, Upstream
+from fal_proxy.telemetry.rollup import Rollup
 
 
 class Telemetry:
@@ -24,6 +25,7 @@ class Telemetry:
         self.in_progress: set[Exchange] = set()
         self.metrics = Metrics(plans, upstream, self.in_progress, keys)
         self.access = AccessLog()
+        self.rollup = Rollup()
         self._clock = clock
 
     def begin(self) -> Exchange:
@@ -38,6 +40,7 @@ class Telemetry:
         exchange.ended_seconds = exchange.elapsed_seconds
         self.metrics.count(exchange)
         self.access.write(exchange)
+        self.rollup.count(exchange)
 
     def close(self) -> None:
         """Let every line reach its reader."""

@@ -55,6 +55,7 @@ class Events:
         if request.path != gateway.mount + b"/events":
             raise Refusal("not_found", "events are at /events")
         gateway.judge_ordinary(request, caller, arrival.accepted)
+        await gateway.gate.judge_blocked(caller)
         wake = asyncio.Event()
         inbound = Inbound(arrival.receive, 0, arrival.announced, arrival.on_departure)
         inbound.complete = True

@@ -46,7 +46,7 @@ class Console:
 
     def open(self, admin: Admin) -> None:
         """Add its routes to the admin listener."""
-        admin.serve_page(_files())
+        admin.serve_page(page_files())
         admin.show(b"/usage", self.usage)
         admin.show(b"/usage.csv", self.export)
         admin.do(b"/paid/stop", self._stop_paid)
@@ -152,7 +152,7 @@ def _answer(value: object) -> Answer:
     return _JSON, msgspec.json.encode(value)
 
 
-def _files() -> dict[bytes, File]:
+def page_files() -> dict[bytes, File]:
     """Return the page's files by the paths they are served at."""
     served = {
         b"/page/" + path.name.encode(): File.of(path, _TYPES[path.suffix], _OURS)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from fal_proxy.errors import StoreUnavailable
-from fal_proxy.settings import State
+from fal_proxy.settings import Server, State, Storage, Webhooks
 from fal_proxy.stores.memory import MemoryStore
 from support.limited import (
     INITIATE,
@@ -110,6 +110,8 @@ EVERYTHING = [
     (cancel("job-1"), "the same"),
     (INITIATE, "an upload"),
     (("GET", "/events"), "the page's events"),
+    (("GET", "/v3.fal.media/files/a/b.png"), "a file"),
+    (("POST", "/rest.fal.ai/storage/auth/token?storage_type=fal-cdn-v3"), "a bearer for files"),
 ]
 
 
@@ -117,7 +119,9 @@ EVERYTHING = [
 async def test_blocked_caller_is_refused_everything_and_nobody_else_is(
     operate: Operate, kind: tuple[str, str], why: str
 ) -> None:
-    on = await operate(PLAN, prices=PRICES)
+    webhooks, server = Webhooks(mode="hub"), Server(hosts=("127.0.0.1",), public_url="http://127.0.0.1")
+    storage = Storage(mode="relay", serve_files=True)
+    on = await operate(PLAN, prices=PRICES, webhooks=webhooks, server=server, storage=storage)
     ada, bea = on.limited.ada, on.limited.user("bea")
     shown = await on.shown(ada)
     await on.limited.submit(ada)

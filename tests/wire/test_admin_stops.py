@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 
+import msgspec
 import pytest
 
 from fal_proxy.errors import StoreUnavailable
@@ -12,9 +14,13 @@ from fal_proxy.stores import Ask, Question, Standing, Verdict
 from fal_proxy.stores.memory import MemoryStore
 from support.limited import NETWORK, refused, wide
 from support.operated import Operate, operating
+from support.proxied import MOUNT
+from support.raw import raw_client, request
 from support.sockets import ALIAS, TOKENS, StartStage, stage
+from support.storage import page
 from support.websocket import opened
 
+PNG = b"\x89PNG\r\n\x1a\n" + bytes(64)
 operate = operating
 start = stage
 
@@ -76,3 +82,16 @@ async def test_what_is_counted_nowhere_needs_no_store(operate: Operate) -> None:
     store.deaf = True
     assert (await on.limited.ask(token, NETWORK)).status == before.status
     refused(await on.limited.ask(("GET", "/me"), NETWORK), 503, "store_unavailable")
+
+
+async def test_upload_url_ends_with_its_callers_block(tmp_path: Path) -> None:
+    async with page(tmp_path) as app:
+        path = await app.upload_path()
+        store = app.proxy.app._gateway.gate.store
+        async with raw_client(app.proxy.port) as client:
+            await client.send(request("GET", MOUNT + "/me", app.proxy.bearer))
+            shown = msgspec.json.decode((await client.answer()).body)["id"]
+        await store.mark(f"caller:{shown}")
+        refused(await app.ask("PUT", path, {"Content-Type": "image/png"}, PNG), 403, "blocked")
+        await store.unmark(f"caller:{shown}")
+        assert (await app.ask("PUT", path, {"Content-Type": "image/png"}, PNG)).status == 200

@@ -40,7 +40,6 @@ class Console:
         """Take the mailbox where webhooks are received."""
         self._gateway = gateway
         self._gate = gateway.gate
-        self._rollup = gateway.telemetry.rollup
         self._can_act = can_act
         self._mailbox = mailbox
 
@@ -62,10 +61,10 @@ class Console:
             {
                 "version": __version__,
                 "now": time.time(),
-                "began": self._rollup.began,
+                "began": self._gateway.telemetry.rollup.began,
                 "can_act": self._can_act,
-                "hour": summary(self._rollup.minutes()),
-                "day": summary(self._rollup.hours()),
+                "hour": summary(self._gateway.telemetry.rollup.minutes()),
+                "day": summary(self._gateway.telemetry.rollup.hours()),
                 "live": {kind: count for kind, count in metrics.in_flight().items() if count},
                 "stopped": await self._stopped(),
                 "health": await self._health(),
@@ -74,15 +73,15 @@ class Console:
 
     async def export(self) -> Answer:
         """Return the last day's hours as CSV. Raises Refusal."""
-        return CSV, as_csv(self._rollup.hours())
+        return CSV, as_csv(self._gateway.telemetry.rollup.hours())
 
     async def caller(self, shown: str) -> Answer:
         """Return what is known about a caller. Raises Refusal store_unavailable."""
-        known = self._rollup.find(shown)
+        known = self._gateway.telemetry.rollup.find(shown)
         marks = await self._gate.marks()
         about: dict[str, Any] = {"caller": shown, "blocked_since": marks.get(blocks.name_of(shown)), "known": False}
-        about["hour"] = [tally_of(span, shown) for span in self._rollup.minutes()]
-        about["day"] = [tally_of(span, shown) for span in self._rollup.hours()]
+        about["hour"] = [tally_of(span, shown) for span in self._gateway.telemetry.rollup.minutes()]
+        about["day"] = [tally_of(span, shown) for span in self._gateway.telemetry.rollup.hours()]
         if known is not None:
             about |= {"known": True, "plan": known.plan, "source": known.source, **self._network(known, marks)}
             if known.plan in self._gateway.plans:
@@ -106,7 +105,7 @@ class Console:
         return _answer({"caller": shown, "blocked": False})
 
     async def _reset(self, shown: str) -> Answer:
-        known = self._rollup.find(shown)
+        known = self._gateway.telemetry.rollup.find(shown)
         if known is None or known.plan not in self._gateway.plans:
             raise Refusal("not_found", "this process has not seen the caller; ask one that has, or the caller to call")
         await self._gate.forget(known, known.plan)

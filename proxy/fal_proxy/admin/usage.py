@@ -74,8 +74,8 @@ def _cells(tally: Tally) -> list[object]:
 
 
 def _plain(name: str) -> str:
-    name = _printable(name)
-    return "'" + name if _FORMULA.match(name.lstrip()) else name
+    shown = _printable(name)
+    return "'" + shown if _FORMULA.match(name.lstrip()) else shown
 
 
 def _printable(name: str) -> str:

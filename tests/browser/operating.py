@@ -11,8 +11,8 @@ from pathlib import Path
 
 import httpx2
 
-from fal_proxy.exchange import Caller, Exchange, Kind
 from fal_proxy.errors import Refusal
+from fal_proxy.exchange import Caller, Exchange, Kind
 from fal_proxy.telemetry.rollup import Rollup
 from support.emulated import emulated
 from support.limited import Clock, Fields, limits, wide

@@ -26,11 +26,11 @@ export async function shown({ page, params: { url, caller } }) {
   const seen = {};
   for (const span of ["hour", "day"]) {
     await page.click(`[data-key="${span}"]`);
-    await page.waitForSelector(`[data-figure="spend, ${span}"]`);
+    await page.waitForSelector(`[data-figure="Spend, ${span}"]`);
     await page.focus('[data-chart="spend"] .plot');
     seen[span] = {
-      spend: await figure(page, `spend, ${span}`),
-      requests: await figure(page, `requests, ${span}`),
+      spend: await figure(page, `Spend, ${span}`),
+      requests: await figure(page, `Requests, ${span}`),
       endpoint: await row(page, "endpoints", "fal-ai/flux/dev"),
       plan: await row(page, "plans", "default"),
       caller: await row(page, "callers", caller),
@@ -126,7 +126,7 @@ export async function keyboard({ page, params: { url, token, caller } }) {
       const { activeElement: node } = document;
       if (node === document.body) return "";
       const { outlineStyle } = getComputedStyle(node);
-      return `${node.dataset.key ?? node.id ?? node.className}${outlineStyle === "none" ? " unseen" : ""}`;
+      return `${node.dataset.key || node.id || node.className || node.tagName}${outlineStyle === "none" ? " unseen" : ""}`;
     });
     if (!name) break;
     stops.push(name);
@@ -160,7 +160,7 @@ async function arranged(page, { url, token, caller, state }) {
   await opened(page, state === "caller" ? `${url}/#/callers/${caller}` : url, token);
   if (state === "day") {
     await page.click('[data-key="day"]');
-    await page.waitForSelector('[data-figure="spend, day"]');
+    await page.waitForSelector('[data-figure="Spend, day"]');
   }
   if (state === "stopped" || state === "sure") await page.click('[data-key="stop"]');
   if (state === "stopped") {

@@ -90,7 +90,7 @@ async def test_last_day_is_saved_as_a_table(browser: Browser, tmp_path: Path) ->
         file = tmp_path / "usage.csv"
         visit = await browser.play("operator.mjs", "exported", url=here.url, target=str(file))
     assert visit.result.startswith("fal-proxy-usage-")
-    rows = list(csv.DictReader(file.open(newline="")))
+    rows = list(csv.DictReader(file.read_text("utf-8").splitlines()))
     assert [(row["by"], row["spend_usd"]) for row in rows][:3] == [
         ("total", "0.025000"),
         ("plan", "0.025000"),

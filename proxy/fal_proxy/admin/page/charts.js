@@ -47,7 +47,7 @@ function chart(kind, points, each) {
   points.forEach((point, at) => picture.append(...bars(kind, point, at, most)));
   const here = drawn("rect", { class: "here", y: 0, width: 1, height: HEIGHT, visibility: "hidden" });
   picture.append(here);
-  const said = made("span", { class: "quiet" }, `at most ${kind.most(most)}`);
+  const said = made("span", { class: "quiet" }, `highest ${kind.most(most)}`);
   const last = points.length - 1;
   const plot = made(
     "div",
@@ -76,7 +76,7 @@ function chart(kind, points, each) {
     here.setAttribute("visibility", "visible");
   };
   const leave = () => {
-    said.textContent = `at most ${kind.most(most)}`;
+    said.textContent = `highest ${kind.most(most)}`;
     here.setAttribute("visibility", "hidden");
   };
   show(last);

@@ -44,16 +44,16 @@ function head(span, on, usage) {
 function figures(usage, { total }, span) {
   const open = (kinds) => Object.entries(usage.live).reduce((sum, [kind, n]) => sum + (kinds.has(kind) ? n : 0), 0);
   const cell = (word, value, bad = false) =>
-    made("div", { class: bad ? "bad" : "" }, made("dt", {}, word), made("dd", { "data-figure": word }, value));
+    made("div", { class: bad ? "bad" : "" }, made("dt", {}, word), made("dd", { "data-figure": `${word}, ${span}` }, value));
   return made(
     "dl",
     { class: "figures" },
-    cell(`spend, ${span}`, usd(total.microusd)),
-    cell(`requests, ${span}`, count(total.requests)),
-    cell(`paid, ${span}`, count(total.paid)),
-    cell(`refused, ${span}`, count(total.refused), total.refused > 0),
-    cell("streams open", count(open(STREAMS))),
-    cell("sockets open", count(open(SOCKETS))),
+    cell("Spend", usd(total.microusd)),
+    cell("Requests", count(total.requests)),
+    cell("Paid", count(total.paid)),
+    cell("Refused", count(total.refused), total.refused > 0),
+    cell("Streams open", count(open(STREAMS))),
+    cell("Sockets open", count(open(SOCKETS))),
   );
 }
 

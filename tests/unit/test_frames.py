@@ -52,6 +52,19 @@ def raw(first: int, data: bytes, *, masked: bool, key: bytes = b"\x9a\x00\xff\x3
     return bytes([first, shape | (0x80 if masked else 0)]) + long + (key if masked else b"") + body
 
 
+def frame_ends(data: bytes, *, masked: bool) -> list[int]:
+    """Return where frames end, as far as they say so."""
+    ends, at = [], 0
+    while at + 10 <= len(data):
+        size, wide = data[at + 1] & 0x7F, 0
+        if size > 125:
+            wide = 2 if size == 126 else 8
+            size = int.from_bytes(data[at + 2 : at + 2 + wide], "big")
+        at += 2 + wide + (4 if masked else 0) + size
+        ends.append(at)
+    return ends
+
+
 def read(data: bytes, cuts: list[int], *, masked: bool, **bounds: int | None) -> list[Event]:
     """Read bytes in pieces; return all events but those of pieces of messages."""
     bounds.setdefault("max_bytes", MAX_BYTES)
@@ -59,7 +72,11 @@ def read(data: bytes, cuts: list[int], *, masked: bool, **bounds: int | None) ->
     events: list[Event] = []
     edges = sorted({min(cut, len(data)) for cut in cuts} | {0, len(data)})
     for start, end in itertools.pairwise(edges):
-        reader.feed(data[start:end])
+        piece = data[start:end]
+        if (whole := reader.whole(piece)) is not None:
+            events.append(whole)
+        else:
+            reader.feed(piece)
         while (event := reader.next()) is not None:
             if not isinstance(event, Fragment):
                 events.append(event)
@@ -176,6 +193,24 @@ def test_every_message_is_one_frame_that_any_reader_reads(found: Stream) -> None
             )
             assert event.frame[0] == 0x80 | (TEXT if event.text else BINARY)
             assert event.size == len(event.data)
+
+
+@given(streams())
+@settings(max_examples=300, deadline=None)
+def test_what_is_taken_whole_is_what_is_read_in_steps(found: Stream) -> None:
+    data, masked, _ = found
+    [end, *_] = [*frame_ends(data, masked=masked), len(data)]
+    reader, other = (FrameReader(masked=masked, max_bytes=MAX_BYTES) for _ in range(2))
+    whole = reader.whole(data[:end])
+    other.feed(data[:end])
+    event = other.next()
+    assert whole is None or whole == event
+    if isinstance(event, Message) and event.frame == data[:end] and len(event.frame) in range(6, 1 << 16):
+        assert whole == event
+    reader.feed(data[:end])
+    if whole is None:
+        again = reader.next()
+        assert (again and plain(again)) == (event and plain(event)), "what was not taken is as if it had not been shown"
 
 
 @pytest.mark.parametrize("masked", [True, False])

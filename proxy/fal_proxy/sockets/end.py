@@ -103,7 +103,9 @@ class End:
 
     def hold(self) -> None:
         """Tell nothing more until `release`."""
-        self._held = not self._over
+        if not self._over:
+            self._held = True
+            self._keep_pace(wait=True)
 
     def release(self) -> None:
         """Go on."""
@@ -118,6 +120,10 @@ class End:
 
     def on_bytes(self, data: bytes) -> None:
         """Take what arrived, and read it unless somebody holds us back."""
+        listener = self._listener
+        if listener is not None and not self._held and (message := self._reader.whole(data)) is not None:
+            listener.on_message(message)
+            return
         self._reader.feed(data)
         self._read()
 
@@ -146,9 +152,12 @@ class End:
             self._turn = None
         if waits:
             self._turn = asyncio.get_running_loop().call_soon(self._read)
-        if (waits or self._held) != self._read_paused:
-            self._read_paused = not self._read_paused
-            (self._pause if self._read_paused else self._resume)()
+        self._keep_pace(wait=waits or self._held)
+
+    def _keep_pace(self, *, wait: bool) -> None:
+        if wait != self._read_paused:
+            self._read_paused = wait
+            (self._pause if wait else self._resume)()
 
     def _take(self, event: Event) -> None:
         if isinstance(event, Ping):

@@ -137,6 +137,35 @@ class FrameReader:
         self._partial = None
         self.pending, self._at = bytes(partial) + data, 0
 
+    def whole(self, data: bytes) -> Message | None:
+        """Return the message that `data` is, if it is one and nothing else; otherwise nothing was taken.
+
+        Most bytes are: for them this comes to the same as `feed` and `next` in half the time.
+        """
+        if self.pending or self._partial is not None or self._parts is not None or self._ended or len(data) < 6:
+            return None
+        first, size, start = data[0], data[1], 2
+        if self._masked:
+            size -= _MASK
+            start = 6
+        if size == 126:
+            size = data[2] << 8 | data[3]
+            start += 2
+            if size < 126:
+                return None
+        elif not 0 <= size < 126:
+            return None
+        if first not in _WHOLE or start + size != len(data) or size > self._max_bytes:
+            return None
+        if first == _WHOLE_BINARY:
+            return _new(Message, (data, start, False))
+        payload = apply_mask(data[start:], data[start - 4 : start]) if self._masked else data[start:]
+        try:
+            payload.decode()
+        except UnicodeDecodeError:
+            return None
+        return _new(Message, (data, start, True))
+
     def next(self) -> Event | None:
         """Return the next event, None when more bytes are needed."""
         data, at = self.pending, self._at

@@ -60,6 +60,11 @@ class Connection(asyncio.Protocol):
         """Say whether upstream is slower than we write."""
         return self._write_paused
 
+    @property
+    def unsent_bytes(self) -> int:
+        """Return how much of what was written has not left the process."""
+        return 0 if self._transport is None or self.lost else self._transport.get_write_buffer_size()
+
     def listen(self, listener: Listener | None) -> None:
         """Hand the connection to its next listener, or to nobody while it idles."""
         self._listener = listener

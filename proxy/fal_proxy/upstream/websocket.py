@@ -10,6 +10,7 @@ from fal_proxy.upstream.connection import Connection
 
 MESSAGE_BYTES = 16 * 1024 * 1024  # the largest that upstream may send
 CLOSE_SECONDS = 10.0  # for upstream to answer our close frame, and to take what stands before it
+FLUSH_SECONDS, LOOK_SECONDS = 1.0, 0.01  # for what was sent last, when the caller has vanished
 UNANSWERED_PINGS = 2
 
 
@@ -42,20 +43,32 @@ class Socket(End):
     def close(self, code: int, reason: str = "") -> None:
         """Send a close frame (none for NO_FRAME: just end); the connection ends when upstream has answered, or soon."""
         self.listen(None)
-        if code == NO_FRAME:
-            if self.write_paused:
-                self.abort()
-            else:
-                self._connection.close()  # behind what was sent last
-        else:
+        if code != NO_FRAME:
             self._close(code, reason)
-        self._expect_end()
+            self._expect_end()
+        elif self.write_paused:
+            self.abort()
+        else:
+            self._abort_when_sent(asyncio.get_running_loop().time() + FLUSH_SECONDS)
 
     def abort(self) -> None:
         """End at once."""
         if self._timer is not None:
             self._timer.cancel()
         self._connection.abort()
+
+    def _abort_when_sent(self, until: float) -> None:
+        """End as soon as what was sent last has left us. TLS would wait for upstream to agree to an end."""
+
+        def look() -> None:
+            if self._connection.unsent_bytes and loop.time() < until:
+                self._timer = loop.call_later(LOOK_SECONDS, look)
+            else:
+                self.abort()
+
+        loop = asyncio.get_running_loop()
+        self.close_sent = True
+        self._timer = loop.call_later(LOOK_SECONDS, look)
 
     # upstream.connection.Listener
 
@@ -70,6 +83,7 @@ class Socket(End):
         """Learn that the connection is gone."""
         self._no_more = True
         self._read()
+        self.close_sent = True
         if self._timer is not None:
             self._timer.cancel()
 

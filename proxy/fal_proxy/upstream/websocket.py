@@ -10,7 +10,7 @@ from fal_proxy.upstream.connection import Connection
 
 MESSAGE_BYTES = 16 * 1024 * 1024  # the largest that upstream may send
 CLOSE_SECONDS = 10.0  # for upstream to answer our close frame, and to take what stands before it
-FLUSH_SECONDS, LOOK_SECONDS = 1.0, 0.01  # for what was sent last, when the caller has vanished
+FLUSH_SECONDS, LOOK_SECONDS = 1.0, 0.002  # for what was sent last, when the caller has vanished
 UNANSWERED_PINGS = 2
 
 

@@ -32,12 +32,12 @@ from fal_proxy.policy.inputs import InputRules
 from fal_proxy.policy.origin import Site
 from fal_proxy.policy.plans import compile_plan
 from fal_proxy.policy.pricing import Prices, charge_for
-from fal_proxy.realtime import Realtime
+from fal_proxy.realtime import Realtime, ServerExtension
 from fal_proxy.relay.answering import Reset
 from fal_proxy.relay.guard import KeyGuard
 from fal_proxy.relay.http import Patience
 from fal_proxy.relay.inbound import Receive, Send
-from fal_proxy.relay.websocket import ServerExtension, Terms
+from fal_proxy.relay.websocket import Terms
 from fal_proxy.reply import Reply
 from fal_proxy.settings import ENV_UPSTREAM, Settings, config_path
 from fal_proxy.settings import Realtime as RealtimeSettings
@@ -138,7 +138,7 @@ class App:
         if "websocket.http.response" not in (scope.get("extensions") or {}):
             send = closing_instead(send)
         own = (scope.get("extensions") or {}).get(EXTENSION, {})
-        server = ServerExtension(own.get("break_off"), own.get("on_departure"))
+        server = ServerExtension(own.get("socket"), own.get("on_departure"))
         await self._realtime.handle(read_request(scope), receive, send, server)
 
     async def _beside(self, request: Request, send: Send) -> None:
@@ -265,7 +265,7 @@ def create_app(
 
 def _realtime(settings: RealtimeSettings, gateway: Gateway, dialer: Dialer) -> Realtime:
     rates = tuple((rate.limit, rate.window_seconds) for rate in parse_rates(settings.messages))
-    terms = Terms(rates, settings.session_seconds, settings.idle_seconds)
+    terms = Terms(rates, settings.max_message_bytes, settings.session_seconds, settings.idle_seconds)
     return Realtime(gateway, dialer, terms, _usd_per_second(settings))
 
 

@@ -81,6 +81,7 @@ class KeyGuard:
         """Take what to call for every answer that is cut."""
         self._found = found
         self._forms: tuple[_Form, ...] = ()
+        self._anchors: tuple[bytes, ...] = ()
         self._runs: dict[bytes, list[bytes]] = {}  # by anchor
         self._escapes = _escapes_of(frozenset())
 
@@ -92,12 +93,14 @@ class KeyGuard:
         for form in self._forms:
             for anchor in form.anchors():
                 self._runs[anchor] = [*self._runs.get(anchor, []), *form.runs]
+        self._anchors = tuple(self._runs)
         self._escapes = _escapes_of(frozenset(b"".join(form.text for form in self._forms)))
 
     def judge(self, *pieces: bytes) -> None:
         """Judge what goes down whole: a body, a frame, the values of a head. Raises UpstreamInvalid."""
-        if any(self.holds_key(piece) for piece in pieces):
-            raise self.alarm()
+        for piece in pieces:
+            if self.holds_key(piece):
+                raise self.alarm()
 
     def judge_fields(self, fields: Headers) -> None:
         """Judge header fields. Raises UpstreamInvalid."""
@@ -115,14 +118,24 @@ class KeyGuard:
 
     def holds_key(self, data: bytes) -> bool:
         """Say whether RUN_CHARS of a secret stand here in a row, in any form."""
-        return self._holds_run(data) or (self._holds_escapes(data) and self._holds_run(_unescaped(data)))
+        if self._holds_run(data):
+            return True
+        find = data.find
+        if find(b"%") < 0 and find(b"\\") < 0:
+            return False
+        return self._holds_escapes(data) and self._holds_run(_unescaped(data))
 
     def _holds_run(self, data: bytes) -> bool:
         if len(data) >= _LARGE_BYTES:
-            hits = [runs for anchor, runs in self._runs.items() if _libc_holds(data, anchor)]
-        else:
-            hits = [runs for anchor, runs in self._runs.items() if anchor in data]
-        return any(run in data for runs in hits for run in runs)
+            return any(self._holds_run_of(anchor, data) for anchor in self._anchors if _libc_holds(data, anchor))
+        find = data.find  # twice as fast as `in`, which first makes an exception of bytes that are no integer
+        for anchor in self._anchors:  # noqa: SIM110 -- a generator would take as long again
+            if find(anchor) >= 0 and self._holds_run_of(anchor, data):
+                return True
+        return False
+
+    def _holds_run_of(self, anchor: bytes, data: bytes) -> bool:
+        return any(run in data for run in self._runs[anchor])
 
     def _holds_escapes(self, data: bytes) -> bool:
         # What has a NUL is no text, and escapes are text's; compressed bytes are full of signs that begin one.

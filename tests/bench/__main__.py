@@ -46,6 +46,7 @@ def run(names: list[str], *, quick: bool) -> Figures:
     figures = Figures()
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        folder.chmod(0o755)  # nginx's worker is another user
         write_authority(folder)
         plain, tls = stack.enter_context(nginx.fal(folder, machine.LOAD_CORE))
         upstreams = {"plain": ("http", plain), "tls": ("https", tls), "talk": ("http", stack.enter_context(talk()))}

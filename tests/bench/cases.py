@@ -91,6 +91,7 @@ def post(bench: Bench) -> None:
         subjects = [stage.nginx(upstream), *_official(stage, upstream), stage.bare(upstream), stage.ours(upstream)]
         for subject in subjects:
             prove(subject, RUN)
+            _posts(bench, subject, 32)  # Node compiles what it does often
         direct = stage.direct("plain")
         for _ in bench.rounds(POST + label):
             for subject in subjects:
@@ -107,6 +108,7 @@ def mix(bench: Bench) -> None:
     subjects = [stage.nginx("plain"), *_official(stage, "plain"), stage.ours("plain")]
     for subject in subjects:
         prove(subject, RUN)
+        load.mix(subject, CALLERS, bench.length.seconds, stage.folder)
     for _ in bench.rounds(MIX):
         for subject in subjects:
             measured = load.mix(subject, CALLERS, bench.length.seconds, stage.folder)

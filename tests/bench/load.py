@@ -182,7 +182,7 @@ def download(subject: Subject, target: str, size: int) -> Measured:
     with socket.create_connection(("127.0.0.1", subject.port), timeout=60) as client:
         client.sendall(_request(subject, "POST", target, b"{}", {"Connection": "close"}))
         piece = bytearray(_PIECE_BYTES)
-        while read := client.recv_into(piece):
+        while got < size and (read := client.recv_into(piece)):
             got += read
     took, spent = time.perf_counter() - began, processor_seconds(subject.pid) - before
     if got < size:

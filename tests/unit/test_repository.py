@@ -68,9 +68,10 @@ def test_no_committed_file_names_a_registry_or_a_path_of_one_machine() -> None:
 
 
 def test_npm_lock_holds_versions_and_hashes_only() -> None:
-    text = (ROOT / "tests" / "client" / "package-lock.json").read_text("utf-8")
-    assert '"resolved"' not in text
-    assert '"integrity"' in text
+    for folder in ("client", "bench/peers"):
+        text = (ROOT / "tests" / folder / "package-lock.json").read_text("utf-8")
+        assert '"resolved"' not in text
+        assert '"integrity"' in text
 
 
 def test_no_source_file_has_two_jobs() -> None:

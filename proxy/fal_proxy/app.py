@@ -63,13 +63,14 @@ Scope = MutableMapping[str, Any]
 class App:
     """The ASGI application. Close it with its lifespan, or with `await close()`.
 
-    `admin` is another one, for a listener of its own; `metrics` is what it shows, `keys` what it calls fal with.
+    `admin` is another one, for a listener of its own; `metrics` is what it shows, `access` where its lines go, `keys` what it calls
+    fal with.
     """
 
     def __init__(self, gateway: Gateway, realtime: Realtime, admin: Admin, max_message_bytes: int) -> None:
         self.admin = admin
         self.max_message_bytes = max_message_bytes  # of a WebSocket; the server bounds it
-        self.metrics = gateway.telemetry.metrics
+        self.metrics, self.access = gateway.telemetry.metrics, gateway.telemetry.access
         self.lifecycle = gateway.lifecycle
         self.keys = gateway.keys
         self._gateway = gateway

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import functools
 import json
-import logging
 import signal
 import sys
 import types
@@ -34,7 +33,7 @@ from fal_proxy.relay.guard import KeyGuard
 from fal_proxy.relay.inbound import Inbound
 from fal_proxy.reply import Reply
 from fal_proxy.server import Listener, bind, serve
-from fal_proxy.telemetry.access import LOGGER, AccessLog
+from fal_proxy.telemetry.access import AccessLog
 from fal_proxy.telemetry.lines import LineWriter
 from fal_proxy.telemetry.metrics import Metrics
 from fal_proxy.upstream.connection import Connection
@@ -154,11 +153,7 @@ def main() -> None:
     app = create_app()
     sock = bind("127.0.0.1", 0)
     listener = Listener(app, sock, trusted_proxies=["127.0.0.1"])
-    lines = LineWriter(sys.stdout)
-    logger = logging.getLogger(LOGGER)
-    logger.addHandler(lines)
-    logger.setLevel(logging.INFO)
-    logger.propagate = False
+    app.access.outlet = lines = LineWriter(sys.stdout)
 
     def announce() -> None:
         loop = asyncio.get_running_loop()

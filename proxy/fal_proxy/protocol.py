@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import functools
 import urllib.parse
-from collections.abc import Callable
 from typing import Any, cast
 
 import httptools
@@ -21,9 +20,10 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from fal_proxy.app import EXTENSION
+from fal_proxy.downstream.cycle import Cycle
 from fal_proxy.downstream.deadlines import Deadlines, Overdue, Phase, Sweep
 from fal_proxy.downstream.faults import FRAMING, NOT_HTTP, TOO_LARGE, TOO_SLOW, Fault
-from fal_proxy.downstream.flow import Cycle, Flow, Outlet
+from fal_proxy.downstream.flow import Departure, Flow, Outlet
 from fal_proxy.downstream.framing import FRAMING_FIELDS, MAX_HEAD_BYTES, BehindChunkedBody, Head
 from fal_proxy.downstream.heads import judge_framing, judge_head
 from fal_proxy.downstream.peers import Peers, Place
@@ -50,7 +50,7 @@ class HttpProtocol(HttpToolsProtocol):
         self._peers, self._sweep = peers, sweep
         self._place: Place | None = None
         self._deadlines = Deadlines()
-        self._leaving: list[Callable[[], None]] = []
+        self._departure = Departure()
         self._held = bytearray()  # bytes behind a request that is not answered yet
         self._behind = False  # what is read now may be meant as more of a request before it
         self._answered_early = False  # the last request, before its body was whole
@@ -84,9 +84,7 @@ class HttpProtocol(HttpToolsProtocol):
         self._refused = True
         self.flow.stop_looking()
         super().connection_lost(exc)
-        for leave in self._leaving:
-            leave()
-        self._leaving.clear()
+        self._departure.happen()
 
     def sweep(self, seconds: float) -> None:
         """Let time pass; called once a second."""
@@ -219,12 +217,11 @@ class HttpProtocol(HttpToolsProtocol):
         path = raw_path.decode("latin-1")
         scope["path"] = urllib.parse.unquote(path) if "%" in path else path
         scope["raw_path"] = raw_path
-        extension = {"raw_target": self.url, "reset": self.cut, "on_departure": self._leaving.append}
+        extension = {"raw_target": self.url, "reset": self.cut, "on_departure": self._departure.listen}
         scope["extensions"] = {EXTENSION: cast("dict[object, object]", extension)}
         keep_alive = version == "1.1" and self.parser.should_keep_alive()
-        self.cycle = Cycle(
-            scope, self.transport, self.flow, self.expect_100_continue, keep_alive, self.on_response_complete
-        )
+        expects, done = self.expect_100_continue, self.on_response_complete
+        self.cycle = Cycle(scope, self.transport, self.flow, self.loop, expects, keep_alive, done)
         self._start_asgi_task(self.cycle, self.app)
 
     def on_body(self, body: bytes) -> None:
@@ -255,7 +252,7 @@ class HttpProtocol(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         """Let go of what the answered request registered, and turn to what waits behind it."""
         self.server_state.total_requests += 1
-        self._leaving.clear()
+        self._departure.forget()
         if self.transport.is_closing():
             return
         self.flow.release()

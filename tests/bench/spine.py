@@ -24,7 +24,8 @@ from fal_proxy import gateway
 from fal_proxy.admission.accounts import Account
 from fal_proxy.admission.gate import Gate
 from fal_proxy.app import App, create_app
-from fal_proxy.downstream.flow import Cycle, Outlet
+from fal_proxy.downstream.cycle import Cycle
+from fal_proxy.downstream.flow import Outlet
 from fal_proxy.gateway import Gateway
 from fal_proxy.identity import Identities
 from fal_proxy.protocol import HttpProtocol

@@ -1,0 +1,152 @@
+"""One request and its answer, as ASGI sees them: messages become bytes, few writes, and no more than the caller takes.
+
+Reading a request and the end of an application are uvicorn's; the way down is ours. A head waits for the first piece of
+its body until the loop has gone round once, so that a small answer is one write.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+from typing import TYPE_CHECKING
+
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from uvicorn._types import ASGISendEvent, HTTPResponseBodyEvent, HTTPResponseStartEvent, HTTPScope
+    from uvicorn.protocols.http.flow_control import FlowControl
+
+PIECE_BYTES = 128 * 1024  # of a long piece of the answer; the next one goes when the caller has taken this
+_FRAMING = frozenset([b"content-length", b"transfer-encoding", b"connection"])
+_CONTROLS = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
+_log = logging.getLogger("uvicorn.error")
+
+
+class Cycle(RequestResponseCycle):
+    """One request and its answer."""
+
+    def __init__(
+        self,
+        scope: HTTPScope,
+        transport: asyncio.Transport,
+        flow: FlowControl,
+        loop: asyncio.AbstractEventLoop,
+        expect_100_continue: bool,
+        keep_alive: bool,
+        on_response: Callable[[], None],
+    ) -> None:
+        super().__init__(
+            scope=scope,
+            transport=transport,
+            flow=flow,
+            logger=_log,
+            access_logger=_log,
+            access_log=False,
+            default_headers=[],
+            message_event=asyncio.Event(),
+            expect_100_continue=expect_100_continue,
+            keep_alive=keep_alive,
+            on_response=on_response,
+        )
+        self._loop = loop
+        self._head = b""  # not written yet
+
+    async def send(self, message: ASGISendEvent) -> None:
+        """Take one ASGI message."""
+        if self.flow.write_paused and not self.disconnected:
+            await self.flow.drain()
+        if self.disconnected:
+            return
+        if self.response_complete:
+            raise RuntimeError(f"{message['type']} after the end of the answer")
+        if message["type"] == "http.response.start" and not self.response_started:
+            self._begin(message)
+        elif message["type"] == "http.response.body" and self.response_started:
+            await self._go_on(message)
+        else:
+            raise RuntimeError(f"{message['type']} out of its order")
+
+    def _begin(self, message: HTTPResponseStartEvent) -> None:
+        self.response_started = True
+        self.waiting_for_100_continue = False
+        status = message["status"]
+        lines = [STATUS_LINE[status]]
+        closes = False
+        for name, value in message.get("headers", ()):
+            lines.append(b"%b: %b\r\n" % (name, value))
+            if name in _FRAMING:
+                closes = self._note_framing(name, value) or closes
+        if not self.keep_alive and not closes:
+            lines.append(b"connection: close\r\n")
+        if self.chunked_encoding is None and self.scope["method"] != "HEAD" and status not in (204, 304):
+            self.chunked_encoding = True
+            lines.append(b"transfer-encoding: chunked\r\n")
+        lines.append(b"\r\n")
+        head = b"".join(lines)
+        count = len(lines)
+        if head.count(b"\n") != count or head.count(b"\r") != count or _CONTROLS.search(head):
+            raise RuntimeError("a field of the answer holds a control character")
+        self._head = head
+        self._loop.call_soon(self._write_head)
+
+    def _note_framing(self, name: bytes, value: bytes) -> bool:
+        """Note how the body is framed; say whether the field closes the connection."""
+        if name == b"content-length":
+            if self.chunked_encoding is None:
+                self.expected_content_length = int(value)
+                self.chunked_encoding = False
+        elif name == b"transfer-encoding":
+            self.expected_content_length = 0
+            self.chunked_encoding = value.lower() == b"chunked" or None
+        elif b"close" in [token.strip().lower() for token in value.split(b",")]:
+            self.keep_alive = False
+            return True
+        return False
+
+    async def _go_on(self, message: HTTPResponseBodyEvent) -> None:
+        body, more = message.get("body", b""), message.get("more_body", False)
+        start = 0
+        while len(body) - start > PIECE_BYTES:
+            self._write(self._framed(body[start : start + PIECE_BYTES]))
+            start += PIECE_BYTES
+            if self.flow.write_paused and not self.disconnected:
+                await self.flow.drain()
+            if self.disconnected:
+                return
+        last = self._framed(body[start:] if start else body)
+        if more:
+            self._write(last)
+            return
+        if self.expected_content_length:
+            raise RuntimeError("the answer is shorter than its Content-Length")
+        self._write(last + b"0\r\n\r\n" if self.chunked_encoding and self.scope["method"] != "HEAD" else last)
+        self.response_complete = True
+        self.message_event.set()
+        if not self.keep_alive:
+            self.transport.close()
+        self.on_response()
+
+    def _framed(self, body: bytes) -> bytes:
+        """Return a piece of the body as it goes over the wire. Raises RuntimeError beyond the announced length."""
+        if self.scope["method"] == "HEAD":
+            self.expected_content_length = 0
+            return b""
+        if self.chunked_encoding:
+            return b"%x\r\n%b\r\n" % (len(body), body) if body else b""
+        if len(body) > self.expected_content_length:
+            raise RuntimeError("the answer is longer than its Content-Length")
+        self.expected_content_length -= len(body)
+        return body
+
+    def _write(self, data: bytes) -> None:
+        head, self._head = self._head, b""
+        if head or data:
+            self.transport.write(head + data if head else data)
+
+    def _write_head(self) -> None:
+        """Write a head whose body has not come yet."""
+        if self._head and not self.disconnected and not self.transport.is_closing():
+            self._write(b"")

@@ -303,6 +303,8 @@ class HttpProtocol(HttpToolsProtocol):
     def cut(self) -> None:
         """Reset the connection, so that its caller takes no part for the whole."""
         self._refused = True
+        if (cycle := self._unanswered) is not None:
+            cycle.flush()
         self._outlet.reset()
         self._forsake()
 

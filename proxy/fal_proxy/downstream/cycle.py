@@ -90,7 +90,7 @@ class Cycle(RequestResponseCycle):
         if head.count(b"\n") != count or head.count(b"\r") != count or _CONTROLS.search(head):
             raise RuntimeError("a field of the answer holds a control character")
         self._head = head
-        self._loop.call_soon(self._write_head)
+        self._loop.call_soon(self.flush)
 
     def _note_framing(self, name: bytes, value: bytes) -> bool:
         """Note how the body is framed; say whether the field closes the connection."""
@@ -146,7 +146,7 @@ class Cycle(RequestResponseCycle):
         if head or data:
             self.transport.write(head + data if head else data)
 
-    def _write_head(self) -> None:
+    def flush(self) -> None:
         """Write a head whose body has not come yet."""
         if self._head and not self.disconnected and not self.transport.is_closing():
             self._write(b"")

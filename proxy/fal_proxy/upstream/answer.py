@@ -8,7 +8,6 @@ next answer. A close-delimited body (RFC 9112 §6.3) ends cleanly only with an o
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -32,6 +31,21 @@ class Head(NamedTuple):
 class Answer:
     """Parse the one answer to one request."""
 
+    __slots__ = (
+        "_chunks",
+        "_fault",
+        "_framing_bytes",
+        "_head_bytes",
+        "_headers",
+        "_parser",
+        "_to_head",
+        "_until_close",
+        "buffered_bytes",
+        "done",
+        "head",
+        "reusable",
+    )
+
     def __init__(self, method: bytes) -> None:
         """Take the request's method: an answer to HEAD has no body whatever its head says."""
         self.head: Head | None = None
@@ -40,7 +54,7 @@ class Answer:
         self.buffered_bytes = 0
         self._to_head = method == b"HEAD"
         self._parser = httptools.HttpResponseParser(self)
-        self._chunks: deque[bytes] = deque()
+        self._chunks: list[bytes] = []
         self._headers: Headers = []
         self._head_bytes = 0
         self._framing_bytes = 0  # since the last body byte
@@ -73,7 +87,7 @@ class Answer:
 
     def take(self) -> bytes:
         """Return all buffered body bytes, b"" when there are none."""
-        data = self._chunks.popleft() if len(self._chunks) == 1 else b"".join(self._chunks)
+        data = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
         self._chunks.clear()
         self.buffered_bytes = 0
         return data

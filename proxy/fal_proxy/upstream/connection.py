@@ -32,6 +32,7 @@ class Connection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._listener: Listener | None = None
         self._drained: asyncio.Future[None] | None = None
+        self._unread: select.poll | None = None  # asks about the socket
         self._write_paused = False
         self._read_paused = False
         self.lost = False
@@ -49,9 +50,10 @@ class Connection(asyncio.Protocol):
         """
         if self._transport is None or not self.open:
             return False
-        unread = select.poll()
-        unread.register(self._transport.get_extra_info("socket").fileno(), select.POLLIN)
-        return not unread.poll(0)
+        if self._unread is None:
+            self._unread = select.poll()
+            self._unread.register(self._transport.get_extra_info("socket").fileno(), select.POLLIN)
+        return not self._unread.poll(0)
 
     @property
     def write_paused(self) -> bool:

@@ -6,10 +6,11 @@ No behaviour beyond questions; only the Exchange changes while its request lasts
 from __future__ import annotations
 
 import enum
-import secrets
+import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import lru_cache
 from hashlib import blake2s
 from typing import NamedTuple
 
@@ -107,7 +108,12 @@ class Caller:
     @property
     def shown(self) -> str:
         """Return the form of the id that people, logs and metrics may see."""
-        return blake2s(self.id.encode(), digest_size=6).hexdigest()
+        return _shown(self.id)
+
+
+@lru_cache(maxsize=4096)
+def _shown(caller_id: str) -> str:
+    return blake2s(caller_id.encode(), digest_size=6).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,13 +134,26 @@ class Request:
     headers: list[tuple[bytes, bytes]]
     peer: str  # the socket's other end, "" for a local socket
     scheme: str  # of the socket
+    _values: dict[bytes, bytes] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        self._values = dict(self.headers)
 
     def one(self, name: bytes) -> bytes | None:
         """Return the field's only value, None without one. Raises Refusal `bad_request` for several lines."""
-        found = [value for key, value in self.headers if key == name]
-        if len(found) > 1:
+        value = self._values.get(name)
+        if value is None or len(self._values) == len(self.headers):
+            return value
+        if sum(key == name for key, _ in self.headers) > 1:
             raise Refusal("bad_request", f"more than one {name.decode('ascii')} field")
-        return found[0] if found else None
+        return value
+
+
+_ids = random.Random()  # noqa: S311 -- an id is no secret, and asking the system for it costs more than all the rest of it
+
+
+def _new_id() -> str:
+    return f"{_ids.getrandbits(48):012x}"
 
 
 ADMITTED = "admitted"  # the decision about an exchange that nothing refused
@@ -160,7 +179,7 @@ class Exchange:
     """
 
     clock: Callable[[], float] = field(default=time.monotonic, repr=False)
-    id: str = field(default_factory=lambda: secrets.token_hex(6))
+    id: str = field(default_factory=_new_id)
     started: float = field(init=False)
 
     caller: Caller | None = None

@@ -287,7 +287,7 @@ class Gateway:
             outgoing = outgoing.rebuilt(encode_input(given))
         if price is None:
             return outgoing, 0, ""
-        return outgoing, reservation_microusd(price, given), str(price.usd)
+        return outgoing, reservation_microusd(price, given), price.text
 
     def _prepare(
         self, request: Request, target: Target, plan: CompiledPlan, announced: int | None, addressed: Addressed

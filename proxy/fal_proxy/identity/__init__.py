@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from typing import NamedTuple, Protocol, TypeGuard
 
 from fal_proxy.errors import Refusal
@@ -56,13 +57,19 @@ class Identities:
 
     def _with_carried(self, caller: Caller, request: Request) -> Caller:
         """Add what else the request proves: a job started before logging in stays reachable."""
-        carried = frozenset(name for source in self._sources for name in source.carried(request))
-        return replace(caller, proves=carried | {caller.id}, owners=(caller.id,))
+        carried = frozenset([name for source in self._sources for name in source.carried(request)])
+        return _known(caller, carried, caller.set_cookie)
 
     async def close(self) -> None:
         """Close every source."""
         for source in self._sources:
             await source.close()
+
+
+@lru_cache(maxsize=4096)
+def _known(caller: Caller, carried: frozenset[str], set_cookie: bytes | None) -> Caller:
+    # The cookie is an argument of its own, because callers are equal without it and a cache must not give it to another.
+    return replace(caller, proves=carried | {caller.id}, owners=(caller.id,), set_cookie=set_cookie)
 
 
 def credential_of(request: Request, *, any_scheme: bool = False) -> str | None:

@@ -62,10 +62,10 @@ class UserKeys:
             return None
         self._refresh()
         hashed = hash_of(credential)
-        record = self._by_hash.get(hashed)
-        if record is None or not hmac.compare_digest(record.hash, hashed):
+        known = self._by_hash.get(hashed)
+        if known is None or not hmac.compare_digest(known[0].hash, hashed):
             return None
-        return Caller(f"key::{record.name}", "key", record.plan, ambient=False)
+        return known[1]
 
     def carried(self, request: Request) -> Collection[str]:
         """Return nothing: what this source knows by, it is asked about."""
@@ -149,8 +149,10 @@ def revoke(path: Path, name: str) -> None:
         _replace(path, tomlkit.dumps(document))
 
 
-def _index(records: list[KeyRecord]) -> dict[str, KeyRecord]:
-    return {record.hash: record for record in records}
+def _index(records: list[KeyRecord]) -> dict[str, tuple[KeyRecord, Caller]]:
+    return {
+        record.hash: (record, Caller(f"key::{record.name}", "key", record.plan, ambient=False)) for record in records
+    }
 
 
 @contextlib.contextmanager

@@ -1,6 +1,7 @@
 """The words of the domain as values: who calls, what they want, what was decided, what came of it.
 
-No behaviour beyond questions; only the Exchange changes while its request lasts.
+No behaviour beyond questions; only the Exchange changes while its request lasts. What every request makes anew is a
+msgspec struct, because one costs a tenth of a frozen dataclass.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from hashlib import blake2s
 from typing import NamedTuple
+
+import msgspec
 
 from fal_proxy.errors import Refusal
 
@@ -70,8 +73,7 @@ _TRAITS = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Target:
+class Target(msgspec.Struct, frozen=True, gc=False):
     """Where a request goes, rebuilt from parts that were each understood.
 
     `host`, `path` and `query` are the exact bytes that will be sent; `endpoint_id` is for matching only.
@@ -116,16 +118,14 @@ def _shown(caller_id: str) -> str:
     return blake2s(caller_id.encode(), digest_size=6).hexdigest()
 
 
-@dataclass(frozen=True, slots=True)
-class Addressed:
+class Addressed(NamedTuple):
     """How a request names its target: the raw bytes, and which of the two spellings carried them."""
 
     raw: bytes
     header_form: bool
 
 
-@dataclass(slots=True)
-class Request:
+class Request(msgspec.Struct):
     """One request as it arrived, in raw bytes; header names are lower-cased."""
 
     method: str
@@ -134,7 +134,7 @@ class Request:
     headers: list[tuple[bytes, bytes]]
     peer: str  # the socket's other end, "" for a local socket
     scheme: str  # of the socket
-    _values: dict[bytes, bytes] = field(init=False, repr=False, compare=False)
+    _values: dict[bytes, bytes] = msgspec.field(default_factory=dict)  # the last of each name
 
     def __post_init__(self) -> None:
         self._values = dict(self.headers)
@@ -171,16 +171,15 @@ class Ending(enum.Enum):
     FAULT = "fault"  # a bug of ours
 
 
-@dataclass(slots=True, eq=False)
-class Exchange:
+class Exchange(msgspec.Struct, eq=False):
     """One request below the mount and what came of it. The gateway fills it, the relay its upstream part.
 
     Holds no field, query or body of either side. All seconds count from `started`, except `dialled_seconds`.
     """
 
-    clock: Callable[[], float] = field(default=time.monotonic, repr=False)
-    id: str = field(default_factory=_new_id)
-    started: float = field(init=False)
+    clock: Callable[[], float] = time.monotonic
+    id: str = msgspec.field(default_factory=_new_id)
+    started: float = 0.0
 
     caller: Caller | None = None
     plan: str | None = None  # its name; metrics count only those of the settings

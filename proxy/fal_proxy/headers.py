@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable
 from email.utils import formatdate
+from functools import lru_cache
 
 Headers = list[tuple[bytes, bytes]]
 
@@ -86,6 +87,8 @@ ALWAYS_DOWN: Headers = [
 # A file has a URL of its own, so that only the page's origin makes two answers of it.
 ALWAYS_DOWN_FILE: Headers = [(b"vary", b"origin"), *ALWAYS_DOWN[2:]]
 
+_CONNECTION = frozenset([b"connection", b"proxy-connection"])
+_NOTHING: frozenset[bytes] = frozenset()
 _PREFLIGHT_NAMES_MAX_BYTES = 4096
 _TOKEN = frozenset(b"!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ")
 
@@ -100,12 +103,8 @@ def values(headers: Iterable[tuple[bytes, bytes]], name: bytes) -> list[bytes]:
 
 def nominated(headers: Iterable[tuple[bytes, bytes]]) -> frozenset[bytes]:
     """Return the names that the sender's Connection fields declare hop-by-hop (RFC 9110 §7.6.1)."""
-    return frozenset(
-        token.strip().lower()
-        for key, value in headers
-        if key in (b"connection", b"proxy-connection")
-        for token in value.split(b",")
-    )
+    lines = [value for key, value in headers if key in _CONNECTION]
+    return frozenset([token.strip().lower() for value in lines for token in value.split(b",")]) if lines else _NOTHING
 
 
 def to_upstream(headers: Headers, *, optional: Collection[bytes]) -> Headers:
@@ -142,7 +141,7 @@ def to_downstream(headers: Headers) -> Headers:
     hop_by_hop = nominated(headers)
     passed: Headers = []
     for name, value in headers:
-        if name in hop_by_hop or name in NEVER_DOWN or not (name in DOWN or name.startswith(b"x-fal-")):
+        if not (name in DOWN or name.startswith(b"x-fal-")) or name in hop_by_hop or name in NEVER_DOWN:
             continue
         if name == b"content-type" and is_active(value):
             # Upstream's markup must never run on the origin of the app that embeds us.
@@ -158,6 +157,7 @@ def media_type(content_type: bytes) -> bytes:
     return content_type.partition(b";")[0].rstrip()
 
 
+@lru_cache(maxsize=128)  # upstream says the same few over and over
 def is_active(content_type: bytes) -> bool:
     """Say whether a browser could run this type as a document; of a list, browsers take the last (Fetch, "extract a MIME type")."""
     essences = [media_type(part).strip().lower().decode("latin-1") for part in content_type.split(b",")]

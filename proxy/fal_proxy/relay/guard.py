@@ -94,14 +94,19 @@ class KeyGuard:
                 self._runs[anchor] = [*self._runs.get(anchor, []), *form.runs]
         self._escapes = _escapes_of(frozenset(b"".join(form.text for form in self._forms)))
 
-    def judge(self, *pieces: bytes) -> None:
-        """Judge what goes down whole: a body, a frame, the values of a head. Raises UpstreamInvalid."""
-        if any(self.holds_key(piece) for piece in pieces):
+    def judge(self, piece: bytes) -> None:
+        """Judge what goes down whole: a body, a frame. Raises UpstreamInvalid."""
+        if self.holds_key(piece):
             raise self.alarm()
 
-    def judge_fields(self, fields: Headers) -> None:
-        """Judge header fields. Raises UpstreamInvalid."""
-        self.judge(b"\n".join([part for field in fields for part in field]))
+    def judge_fields(self, fields: Headers, body: bytes = b"") -> None:
+        """Judge header fields, and the body behind them as far as it was read. Raises UpstreamInvalid."""
+        parts = [part for field in fields for part in field]
+        if len(body) < _LARGE_BYTES and b"\0" not in body:
+            parts.append(body)  # at once: no key has a line break, and this body does not hide escapes in the fields
+        else:
+            self.judge(body)
+        self.judge(b"\n".join(parts))
 
     def watch(self) -> Watch:
         """Return a watch over one body or one direction of a socket."""
@@ -119,10 +124,11 @@ class KeyGuard:
 
     def _holds_run(self, data: bytes) -> bool:
         if len(data) >= _LARGE_BYTES:
-            hits = [runs for anchor, runs in self._runs.items() if _libc_holds(data, anchor)]
-        else:
-            hits = [runs for anchor, runs in self._runs.items() if anchor in data]
-        return any(run in data for runs in hits for run in runs)
+            return any(_libc_holds(data, anchor) and _any_in(runs, data) for anchor, runs in self._runs.items())
+        for anchor, runs in self._runs.items():  # noqa: SIM110 -- a generator would cost as much as the search
+            if anchor in data and _any_in(runs, data):
+                return True
+        return False
 
     def _holds_escapes(self, data: bytes) -> bool:
         # What has a NUL is no text, and escapes are text's; compressed bytes are full of signs that begin one.
@@ -215,6 +221,10 @@ def _escapes_of(alphabet: frozenset[int]) -> tuple[re.Pattern[bytes], re.Pattern
         codes.append(f"[{high:x}{high:X}][{low}]")
     chosen = "|".join(codes) or "(?!)"
     return re.compile(f"%(?:{chosen})".encode()), re.compile(rf"\\u00(?:{chosen})".encode())
+
+
+def _any_in(runs: list[bytes], data: bytes) -> bool:
+    return any(run in data for run in runs)
 
 
 def _without_begun(data: bytes) -> bytes:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from fal_proxy.errors import UpstreamInvalid
 from fal_proxy.exchange import Kind
@@ -16,8 +16,7 @@ ANSWER_WHOLE_BYTES = 1024 * 1024
 REFUSAL_WHOLE_BYTES = 16 * 1024
 
 
-@dataclass(frozen=True, slots=True)
-class Whole:
+class Whole(NamedTuple):
     """What was read before the head may go down; `ended` says whether it is the whole body."""
 
     body: bytes

@@ -4,6 +4,7 @@
 function init(args)
   wrk.method, wrk.path = "POST", args[1]
   wrk.body = '{"prompt":"a harbour at dawn, in the manner of an old postcard","image_size":"landscape_4_3","seed":42}'
+  wrk.headers["Host"] = "127.0.0.1"
   for line in io.lines(args[2]) do
     local name, value = line:match("^(.-): (.*)$")
     wrk.headers[name] = value

@@ -65,6 +65,7 @@ FIELDS = {
     "Accept-Encoding": "gzip, deflate, br, zstd",
     "Accept-Language": "en-GB,en;q=0.9",
     "Content-Type": "application/json",
+    "Origin": "http://127.0.0.1",
     "Cookie": "session=0123456789abcdef0123456789abcdef; theme=dark",
     "Referer": "http://127.0.0.1/app",
     "Sec-Fetch-Dest": "empty",

@@ -10,12 +10,10 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import urllib.parse
 from typing import Any, cast
 
 import httptools
 from uvicorn.config import Config
-from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
@@ -25,7 +23,7 @@ from fal_proxy.downstream.deadlines import Deadlines, Overdue, Phase, Sweep
 from fal_proxy.downstream.faults import FRAMING, NOT_HTTP, TOO_LARGE, TOO_SLOW, Fault
 from fal_proxy.downstream.flow import Departure, Flow, Outlet
 from fal_proxy.downstream.framing import FRAMING_FIELDS, MAX_HEAD_BYTES, BehindChunkedBody, Head
-from fal_proxy.downstream.heads import judge_framing, judge_head
+from fal_proxy.downstream.heads import describe, judge_framing, judge_head
 from fal_proxy.downstream.peers import Peers, Place
 from fal_proxy.downstream.websocket import SocketProtocol, take_over
 
@@ -59,6 +57,7 @@ class HttpProtocol(HttpToolsProtocol):
         self._message_done = True
         self._framing: list[tuple[bytes, bytes]] = []
         self._left: int | None = 0  # of a body; None: chunked
+        self._skipped = False  # the parser has not seen all of the body
         self._overhead_bytes = 0  # of chunk framing since the last byte of the body, and of trailers
         self._fault: Fault | None = None
         self._overran = False  # the parser has begun a request that our cut does not know
@@ -153,7 +152,18 @@ class HttpProtocol(HttpToolsProtocol):
                 if self._overhead_bytes > MAX_HEAD_BYTES:
                     self._refuse(TOO_LARGE)
             return b""
-        piece = data if len(data) <= self._left else data[: self._left]
+        if len(data) < self._left:  # and there is more to come: nothing in it is the parser's business
+            self._left -= len(data)
+            self._skipped = True
+            self.on_body(data)
+            return b""
+        piece = data if len(data) == self._left else data[: self._left]
+        if self._skipped:
+            self._skipped, self._left = False, 0
+            self.parser = httptools.HttpRequestParser(self)  # its own count is behind
+            self.on_body(piece)
+            self.on_message_complete()
+            return data[len(piece) :]
         self._left -= len(piece)
         if self._feed(piece) and self._message_done != (self._left == 0):
             self._refuse(FRAMING)
@@ -211,12 +221,7 @@ class HttpProtocol(HttpToolsProtocol):
         if self._fault is not None or self.parser.should_upgrade():
             return
         scope = self.scope
-        scope["method"] = self.parser.get_method().decode("ascii")
-        scope["http_version"] = version
-        raw_path, _, scope["query_string"] = self.url.partition(b"#")[0].partition(b"?")
-        path = raw_path.decode("latin-1")
-        scope["path"] = urllib.parse.unquote(path) if "%" in path else path
-        scope["raw_path"] = raw_path
+        describe(scope, self.parser.get_method(), self.url, version)
         extension = {"raw_target": self.url, "reset": self.cut, "on_departure": self._departure.listen}
         scope["extensions"] = {EXTENSION: cast("dict[object, object]", extension)}
         keep_alive = version == "1.1" and self.parser.should_keep_alive()
@@ -227,12 +232,8 @@ class HttpProtocol(HttpToolsProtocol):
     def on_body(self, body: bytes) -> None:
         """Pass body bytes on to the app."""
         self._deadlines.received += len(body)
-        cycle = self.cycle
-        if self._fault is None and not cycle.response_complete:
-            cycle.body += body
-            if len(cycle.body) > HIGH_WATER_LIMIT:
-                self.flow.pause_reading()
-            cycle.message_event.set()
+        if self._fault is None and not self.cycle.response_complete:
+            self.cycle.take(body)
 
     def on_message_complete(self) -> None:
         """End a request: from now on it is our turn."""

@@ -1,7 +1,7 @@
 """One request and its answer, as ASGI sees them: messages become bytes, few writes, and no more than the caller takes.
 
-Reading a request and the end of an application are uvicorn's; the way down is ours. A head waits for the first piece of
-its body until the loop has gone round once, so that a small answer is one write.
+What an application may do wrong is judged by uvicorn. A head waits for the first piece of its body until the loop has
+gone round once, so that a small answer is one write; pieces of a body pass both ways as they came.
 """
 
 from __future__ import annotations
@@ -9,16 +9,17 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from uvicorn._types import ASGISendEvent, HTTPResponseBodyEvent, HTTPResponseStartEvent, HTTPScope
+    from uvicorn._types import ASGIReceiveEvent, ASGISendEvent, HTTPResponseBodyEvent, HTTPResponseStartEvent, HTTPScope
     from uvicorn.protocols.http.flow_control import FlowControl
 
+MAX_WAITING_BYTES = 256 * 1024  # of a request, and one read of the socket more, before we read no further
 PIECE_BYTES = 128 * 1024  # of a long piece of the answer; the next one goes when the caller has taken this
 _FRAMING = frozenset([b"content-length", b"transfer-encoding", b"connection"])
 _CONTROLS = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
@@ -53,6 +54,32 @@ class Cycle(RequestResponseCycle):
         )
         self._loop = loop
         self._head = b""  # not written yet
+        self._received: list[bytes] = []
+        self.waiting_bytes = 0
+
+    def take(self, body: bytes) -> None:
+        """Take a piece of the request's body, which the application has not asked for yet."""
+        self._received.append(body)
+        self.waiting_bytes += len(body)
+        if self.waiting_bytes > MAX_WAITING_BYTES:
+            self.flow.pause_reading()
+        self.message_event.set()
+
+    async def receive(self) -> ASGIReceiveEvent:
+        """Return the next ASGI message: all of the body that waits, as it came if it is one piece."""
+        if self.waiting_for_100_continue and not self.transport.is_closing():
+            self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            self.waiting_for_100_continue = False
+        if not (self.disconnected or self.response_complete):
+            self.flow.resume_reading()
+            await self.message_event.wait()
+            self.message_event.clear()
+        if self.disconnected or self.response_complete:
+            return {"type": "http.disconnect"}
+        pieces, self._received = self._received, []
+        self.waiting_bytes = 0
+        body = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        return {"type": "http.request", "body": body, "more_body": self.more_body}
 
     async def send(self, message: ASGISendEvent) -> None:
         """Take one ASGI message."""
@@ -107,22 +134,25 @@ class Cycle(RequestResponseCycle):
         return False
 
     async def _go_on(self, message: HTTPResponseBodyEvent) -> None:
-        body, more = message.get("body", b""), message.get("more_body", False)
-        start = 0
-        while len(body) - start > PIECE_BYTES:
-            self._write(self._framed(body[start : start + PIECE_BYTES]))
-            start += PIECE_BYTES
-            if self.flow.write_paused and not self.disconnected:
-                await self.flow.drain()
-            if self.disconnected:
-                return
-        last = self._framed(body[start:] if start else body)
+        body: bytes = message.get("body", b"")
+        more = message.get("more_body", False)
+        if len(body) > PIECE_BYTES:
+            whole = cast("bytes", memoryview(body))  # a view does here what bytes do, and copies nothing
+            last_from = (len(body) - 1) // PIECE_BYTES * PIECE_BYTES
+            for start in range(0, last_from, PIECE_BYTES):
+                self._write(self._framed(whole[start : start + PIECE_BYTES]))
+                if self.flow.write_paused and not self.disconnected:
+                    await self.flow.drain()
+                if self.disconnected:
+                    return
+            body = whole[last_from:]
+        last = self._framed(body)
         if more:
             self._write(last)
             return
         if self.expected_content_length:
             raise RuntimeError("the answer is shorter than its Content-Length")
-        self._write(last + b"0\r\n\r\n" if self.chunked_encoding and self.scope["method"] != "HEAD" else last)
+        self._write(b"%b0\r\n\r\n" % last if self.chunked_encoding and self.scope["method"] != "HEAD" else last)
         self.response_complete = True
         self.message_event.set()
         if not self.keep_alive:

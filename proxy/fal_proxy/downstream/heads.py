@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+from urllib.parse import unquote
+
 import httptools
 
 from fal_proxy.downstream.faults import FRAMING, NOT_HTTP, TOO_LARGE, Fault
 from fal_proxy.downstream.framing import MAX_FIELDS, body_bytes
 from fal_proxy.headers import values
+
+if TYPE_CHECKING:
+    from uvicorn._types import HTTPScope
 
 Fields = list[tuple[bytes, bytes]]
 _FRAMING_OF_BODIES = (b"content-length", b"transfer-encoding")
@@ -37,3 +43,13 @@ def judge_framing(version: str, framing: Fields) -> tuple[int | None, Fault | No
         return body_bytes(framing, version), None
     except ValueError:
         return 0, FRAMING
+
+
+def describe(scope: HTTPScope, method: bytes, target: bytes, version: str) -> None:
+    """Write a request line down in the scope, as ASGI wants to have it."""
+    scope["method"] = method.decode("ascii")
+    scope["http_version"] = version
+    raw_path, _, scope["query_string"] = target.partition(b"#")[0].partition(b"?")
+    path = raw_path.decode("latin-1")
+    scope["path"] = unquote(path) if "%" in path else path
+    scope["raw_path"] = raw_path

@@ -37,6 +37,7 @@ class Answer:
         "_framing_bytes",
         "_head_bytes",
         "_headers",
+        "_left",
         "_parser",
         "_to_head",
         "_until_close",
@@ -59,12 +60,16 @@ class Answer:
         self._head_bytes = 0
         self._framing_bytes = 0  # since the last body byte
         self._until_close = False
+        self._left: int | None = None  # of a body of known length; only the head and what came with it are parsed
         self._fault: str | None = None
 
     def feed(self, data: bytes) -> None:
         """Parse the next bytes. Raises UpstreamInvalid when the answer cannot be trusted."""
         if self.done:
             self.reusable = False
+            return
+        if self._left:
+            self._take(data)
             return
         self._framing_bytes += len(data)
         try:
@@ -78,6 +83,17 @@ class Answer:
             self._fault = self._fault or "the answer's framing is too large"
         if self._fault is not None:
             raise UpstreamInvalid(self._fault, written=True)
+
+    def _take(self, data: bytes) -> None:
+        """Keep more of a body of known length, as it came: there is nothing in it to parse."""
+        left = self._left or 0
+        if len(data) > left:
+            data = data[:left]
+            self.reusable = False
+        self._chunks.append(data)
+        self.buffered_bytes += len(data)
+        self._left = left - len(data)
+        self.done = not self._left
 
     def end(self) -> bool:
         """Take an orderly close; return whether that completes the answer."""
@@ -139,6 +155,8 @@ class Answer:
             self.reusable = False
             self.done = True
         self._framing_bytes = 0
+        if lengths and not codings and not self.done and status not in (204, 304):
+            self._left = int(lengths[0])
         self.head = Head(status, self._headers)
 
     def on_body(self, data: bytes) -> None:
@@ -147,6 +165,8 @@ class Answer:
             self.reusable = False
             return
         self._framing_bytes = 0
+        if self._left is not None:
+            self._left -= len(data)
         self._chunks.append(data)
         self.buffered_bytes += len(data)
 

@@ -139,12 +139,19 @@ class Request(msgspec.Struct):
     def __post_init__(self) -> None:
         self._values = dict(self.headers)
 
+    def lines(self, name: bytes) -> list[bytes]:
+        """Return the value of every line of this name."""
+        value = self._values.get(name)
+        if value is None:
+            return []
+        if len(self._values) == len(self.headers):
+            return [value]
+        return [value for key, value in self.headers if key == name]
+
     def one(self, name: bytes) -> bytes | None:
         """Return the field's only value, None without one. Raises Refusal `bad_request` for several lines."""
         value = self._values.get(name)
-        if value is None or len(self._values) == len(self.headers):
-            return value
-        if sum(key == name for key, _ in self.headers) > 1:
+        if value is not None and len(self._values) < len(self.headers) and len(self.lines(name)) > 1:
             raise Refusal("bad_request", f"more than one {name.decode('ascii')} field")
         return value
 

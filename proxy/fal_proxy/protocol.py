@@ -22,7 +22,7 @@ from fal_proxy.downstream.cycle import Cycle
 from fal_proxy.downstream.deadlines import Deadlines, Overdue, Phase, Sweep
 from fal_proxy.downstream.faults import FRAMING, NOT_HTTP, TOO_LARGE, TOO_SLOW, Fault
 from fal_proxy.downstream.flow import Departure, Flow, Outlet
-from fal_proxy.downstream.framing import FRAMING_FIELDS, MAX_HEAD_BYTES, BehindChunkedBody, Head
+from fal_proxy.downstream.framing import MAX_HEAD_BYTES, BehindChunkedBody, Head
 from fal_proxy.downstream.heads import describe, judge_framing, judge_head
 from fal_proxy.downstream.peers import Peers, Place
 from fal_proxy.downstream.websocket import SocketProtocol, take_over
@@ -55,7 +55,6 @@ class HttpProtocol(HttpToolsProtocol):
         self._head = Head()
         self._head_done = False
         self._message_done = True
-        self._framing: list[tuple[bytes, bytes]] = []
         self._left: int | None = 0  # of a body; None: chunked
         self._skipped = False  # the parser has not seen all of the body
         self._overhead_bytes = 0  # of chunk framing since the last byte of the body, and of trailers
@@ -193,7 +192,6 @@ class HttpProtocol(HttpToolsProtocol):
         if self._message_done:
             self._overran = True
             raise BehindChunkedBody
-        self._framing.clear()
         self._overhead_bytes = 0
         super().on_message_begin()
 
@@ -202,12 +200,7 @@ class HttpProtocol(HttpToolsProtocol):
         if self._head_done:
             self._overhead_bytes += len(name) + len(value) + 4
             return
-        name = name.lower()
-        if name in FRAMING_FIELDS:
-            self._framing.append((name, value))
-        elif name == b"expect" and value.lower() == b"100-continue":
-            self.expect_100_continue = True
-        self.headers.append((name, value))
+        self.headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
         """Judge the head, tell the app what ASGI leaves out, and start it."""
@@ -217,7 +210,7 @@ class HttpProtocol(HttpToolsProtocol):
         if not self._head.begins_with(self.parser.get_method(), self.url, version.encode()):
             self._fault = NOT_HTTP
         if self._fault is None:
-            self._left, self._fault = judge_framing(version, self._framing)
+            self._left, self.expect_100_continue, self._fault = judge_framing(version, self.headers)
         if self._fault is not None or self.parser.should_upgrade():
             return
         scope = self.scope

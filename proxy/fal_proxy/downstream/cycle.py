@@ -39,19 +39,15 @@ class Cycle(RequestResponseCycle):
         keep_alive: bool,
         on_response: Callable[[], None],
     ) -> None:
-        super().__init__(
-            scope=scope,
-            transport=transport,
-            flow=flow,
-            logger=_log,
-            access_logger=_log,
-            access_log=False,
-            default_headers=[],
-            message_event=asyncio.Event(),
-            expect_100_continue=expect_100_continue,
-            keep_alive=keep_alive,
-            on_response=on_response,
-        )
+        # What uvicorn's own would set, without its detour through a dozen arguments.
+        self.scope, self.transport, self.flow, self.on_response = scope, transport, flow, on_response
+        self.logger = _log
+        self.message_event = asyncio.Event()
+        self.disconnected = self.response_started = self.response_complete = False
+        self.keep_alive, self.waiting_for_100_continue = keep_alive, expect_100_continue
+        self.more_body = True
+        self.chunked_encoding: bool | None = None
+        self.expected_content_length = 0
         self._loop = loop
         self._head = b""  # not written yet
         self._received: list[bytes] = []

@@ -215,7 +215,11 @@ async def _ask(
 ) -> tuple[Call, Head]:
     """Send the request and return the answer's head."""
     repeatable = outgoing.method == b"GET" and not outgoing.target.kind.traits.paid
-    call = await _open(engine, outgoing, exchange)
+    call = engine.reuse(outgoing.origin)
+    if call is None:
+        call = await _dial(engine, outgoing, exchange)
+    else:
+        exchange.reused = True
     try:
         upload.start(call, outgoing, first)
         head = await call.head(head_seconds)
@@ -223,7 +227,7 @@ async def _ask(
         if not call.reused or call.answered or (call.written and not repeatable):
             raise
         upload.drop()
-        call = await _open(engine, outgoing, exchange, fresh=True)
+        call = await _dial(engine, outgoing, exchange)
         upload.start(call, outgoing, first)
         head = await call.head(head_seconds)
     exchange.first_byte_seconds = exchange.elapsed_seconds
@@ -234,13 +238,11 @@ async def _ask(
     return call, head
 
 
-async def _open(engine: Engine, outgoing: Outgoing, exchange: Exchange, *, fresh: bool = False) -> Call:
-    """Return a call, noting how long dialling took, whether it succeeded or not."""
+async def _dial(engine: Engine, outgoing: Outgoing, exchange: Exchange) -> Call:
+    """Return a call on a new connection, noting how long dialling took, whether it succeeded or not."""
     began = exchange.clock()
     exchange.reused = False
     try:
-        call = await engine.open(outgoing.origin, fresh=fresh)
-        exchange.reused = call.reused
-        return call
+        return await engine.open(outgoing.origin, fresh=True)
     finally:
-        exchange.dialled_seconds = None if exchange.reused else exchange.clock() - began
+        exchange.dialled_seconds = exchange.clock() - began

@@ -45,6 +45,8 @@ async def read_whole(call: Call, head: Head, kind: Kind, idle_seconds: float, *,
 
 
 async def _read_up_to(call: Call, limit_bytes: int, idle_seconds: float) -> Whole:
+    if (body := call.read_at_once(limit_bytes)) is not None:
+        return Whole(body, ended=True)
     parts: list[bytes] = []
     size = 0
     while size <= limit_bytes:

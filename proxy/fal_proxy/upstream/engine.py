@@ -50,12 +50,20 @@ class Engine:
 
     async def open(self, origin: Origin, *, fresh: bool = False) -> Call:
         """Return a call on an idle or a new connection (`fresh`: a new one). Raises ConnectError, ConnectTimeout."""
-        connection = None if fresh else self._pool.take(origin)
-        reused = connection is not None
-        if connection is None:
+        call = None if fresh else self.reuse(origin)
+        if call is None:
             connection = await self._dialer.connect(origin)
+            self.open_calls += 1
+            call = Call(connection, origin, self._released, reused=False)
+        return call
+
+    def reuse(self, origin: Origin) -> Call | None:
+        """Return a call on an idle connection, None when there is none."""
+        connection = self._pool.take(origin)
+        if connection is None:
+            return None
         self.open_calls += 1
-        return Call(connection, origin, self._released, reused=reused)
+        return Call(connection, origin, self._released, reused=True)
 
     def close(self) -> None:
         """Close all idle connections; calls in progress end with their own release."""
@@ -192,6 +200,13 @@ class Call:
                 return b""
             await self._wait(idle_seconds, "upstream fell silent")
         raise self._cause()
+
+    def read_at_once(self, most_bytes: int) -> bytes | None:
+        """Return the whole body if all of it has arrived and is no longer than this; nothing is read otherwise."""
+        answer = self._answer
+        if self._aborted or not answer.done or answer.buffered_bytes > most_bytes:
+            return None
+        return answer.take()
 
     def abort(self, error: FalProxyError) -> None:
         """Close the connection at once and raise `error` in whoever waits, unless the call is over."""

@@ -11,6 +11,7 @@ import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import datetime
 from functools import lru_cache
 from hashlib import blake2s
 from typing import NamedTuple
@@ -209,6 +210,7 @@ class Exchange(msgspec.Struct, eq=False):
     units: str | None = None  # what fal billed, as fal wrote it
     cost_microusd: int | None = None
     ended_seconds: float | None = None
+    ended_at: datetime | None = None
     ending: Ending = Ending.COMPLETE
 
     def __post_init__(self) -> None:

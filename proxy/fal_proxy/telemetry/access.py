@@ -65,15 +65,15 @@ class AccessLog:
 
     def __init__(self, now: Callable[[], datetime] = _utc_now) -> None:
         self.outlet: Outlet | None = None
-        self._now = now
+        self.now = now
         self._encode = msgspec.json.Encoder().encode
 
     def write(self, exchange: Exchange) -> None:
         """Write one line."""
         if self.outlet is not None:
-            self.outlet.put(self._encode(line_of(exchange, self._now())).decode())
+            self.outlet.put(self._encode(line_of(exchange, exchange.ended_at or self.now())).decode())
         elif _log.isEnabledFor(logging.INFO):
-            _log.info(self._encode(line_of(exchange, self._now())).decode())
+            _log.info(self._encode(line_of(exchange, exchange.ended_at or self.now())).decode())
 
     def flush(self) -> None:
         """Let what was written reach its reader."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import Counter as Tally
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from itertools import accumulate
 from typing import Literal, NamedTuple, Protocol
 
@@ -162,8 +162,15 @@ class Metrics:
     """Counts exchanges as they end; what is in progress is counted when somebody looks."""
 
     def __init__(
-        self, plans: Collection[str], upstream: Upstream, in_progress: Collection[Exchange], keys: Keys | None = None
+        self,
+        plans: Collection[str],
+        upstream: Upstream,
+        in_progress: Collection[Exchange],
+        keys: Keys | None = None,
+        catch_up: Callable[[], None] = lambda: None,
     ) -> None:
+        """Take what lets everything be counted that has ended."""
+        self._catch_up = catch_up
         self._upstream = upstream
         self._keys = keys
         self._in_progress = in_progress
@@ -192,6 +199,7 @@ class Metrics:
 
     def exposition(self) -> bytes:
         """Return all metrics in Prometheus' text format, version 0.0.4."""
+        self._catch_up()
         for kind, count in self.in_flight().items():
             self._in_flight.labels(kind).set(count)
         self._idle.set(self._upstream.idle)

@@ -83,10 +83,10 @@ class App:
         if self._settling is None:
             # With the first message of any kind: a host may mount us without a lifespan.
             self._settling = asyncio.get_running_loop().create_task(self._gateway.settler.run())
-        if scope["type"] == "lifespan":
-            await self._lifespan(receive, send)
-        elif scope["type"] == "http":
+        if scope["type"] == "http":
             await self._http(scope, receive, send)
+        elif scope["type"] == "lifespan":
+            await self._lifespan(receive, send)
         else:
             await self._socket(scope, receive, send)
 

@@ -93,7 +93,7 @@ def judge_file(path: Path, variable: str, findings: list[Finding]) -> None:
         findings.append(Finding("warning", variable, "others on this machine can read the file: chmod 600"))
 
 
-def fingerprint(path: Path) -> tuple[int, int, int] | None:
+def fingerprint(path: Path | str) -> tuple[int, int, int] | None:
     """Return what changes whenever a file does; None for what is no file, or not there."""
     try:
         state = os.stat(path)  # noqa: PTH116 -- asked for every request, and Path.stat() takes twice as long

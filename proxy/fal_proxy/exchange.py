@@ -48,12 +48,9 @@ class Kind(enum.Enum):
     UPLOAD_PART = "upload_part"
     FILE = "file"
 
-    __hash__ = object.__hash__  # members are singletons, and Enum's own is a Python call in every lookup
+    traits: Traits  # what follows from this kind
 
-    @property
-    def traits(self) -> Traits:
-        """Return what follows from this kind."""
-        return _TRAITS[self]
+    __hash__ = object.__hash__  # members are singletons, and Enum's own is a Python call in every lookup
 
 
 _TRAITS = {
@@ -72,6 +69,9 @@ _TRAITS = {
     Kind.UPLOAD_PART: Traits(paid=False, json_body=False, answer_whole=True, survives_departure=False),
     Kind.FILE: Traits(paid=False, json_body=False, answer_whole=False, survives_departure=False),
 }
+
+for _kind, _traits in _TRAITS.items():
+    _kind.traits = _traits  # an attribute: every request asks for it several times
 
 
 class Target(msgspec.Struct, frozen=True, gc=False):
@@ -119,7 +119,7 @@ def _shown(caller_id: str) -> str:
     return blake2s(caller_id.encode(), digest_size=6).hexdigest()
 
 
-class Addressed(NamedTuple):
+class Addressed(msgspec.Struct, frozen=True, gc=False):
     """How a request names its target: the raw bytes, and which of the two spellings carried them."""
 
     raw: bytes
@@ -178,6 +178,8 @@ class Ending(enum.Enum):
     CLIENT_GONE = "client_gone"  # the caller left first
     FAULT = "fault"  # a bug of ours
 
+    __hash__ = object.__hash__  # as above
+
 
 class Exchange(msgspec.Struct, eq=False):
     """One request below the mount and what came of it. The gateway fills it, the relay its upstream part.
@@ -187,7 +189,7 @@ class Exchange(msgspec.Struct, eq=False):
 
     clock: Callable[[], float] = time.monotonic
     id: str = msgspec.field(default_factory=_new_id)
-    started: float = 0.0
+    started: float = msgspec.field(default_factory=time.monotonic)  # by `clock`
 
     caller: Caller | None = None
     plan: str | None = None  # its name; metrics count only those of the settings
@@ -213,9 +215,6 @@ class Exchange(msgspec.Struct, eq=False):
     ended_at: datetime | None = None
     ending: Ending = Ending.COMPLETE
 
-    def __post_init__(self) -> None:
-        self.started = self.clock()
-
     @property
     def elapsed_seconds(self) -> float:
         """Return the time since it began."""
@@ -225,7 +224,8 @@ class Exchange(msgspec.Struct, eq=False):
     def kind_shown(self) -> str:
         """Return what logs and metrics call its kind: a Kind, PREFLIGHT or NO_KIND, and nothing else."""
         if self.kind is not None:
-            return self.kind.value
+            name: str = self.kind._value_  # what `value` is, without two calls
+            return name
         return PREFLIGHT if self.preflight else NO_KIND
 
     def refused(self, refusal: Refusal, ending: Ending = Ending.REFUSED) -> None:

@@ -13,7 +13,6 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import msgspec
 
@@ -56,7 +55,7 @@ ACCEPT_PLAIN = (b"accept-encoding", b"identity")
 _log = logging.getLogger("fal_proxy")
 
 
-class Arrival(NamedTuple):
+class Arrival(msgspec.Struct, frozen=True):
     """A request for a route that judges its callers by itself: framing, Host and preflights are behind it."""
 
     request: Request
@@ -145,7 +144,8 @@ class Gateway:
 
     async def _relay(self, arrival: Arrival) -> None:
         """Go the whole way, from the caller to the books."""
-        request, receive, send, on_departure, reply, accepted, announced = arrival
+        request, receive, send, on_departure = arrival.request, arrival.receive, arrival.send, arrival.on_departure
+        reply, accepted, announced = arrival.reply, arrival.accepted, arrival.announced
         exchange = reply.exchange
         caller = await self.identities.identify(request)
         exchange.caller, reply.cookie = caller, caller.set_cookie

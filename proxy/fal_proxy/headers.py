@@ -93,6 +93,7 @@ _PREFLIGHT_NAMES_MAX_BYTES = 4096
 _TOKEN = frozenset(b"!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ")
 
 
+UNITS_FIELD = b"x-fal-billable-units"
 _UNITS = re.compile(rb"[0-9]{1,12}(\.[0-9]{1,8})?")
 
 
@@ -109,15 +110,17 @@ def nominated(headers: Iterable[tuple[bytes, bytes]]) -> frozenset[bytes]:
 
 def to_upstream(headers: Headers, *, optional: Collection[bytes]) -> Headers:
     """Return the caller's fields that may travel up; connection-nominated ones are gone before anything is added."""
-    hop_by_hop = nominated(headers)
     passed: Headers = []
+    nominates = False
     for pair in headers:
-        name, value = pair
-        if (name in UP or name in optional) and name not in hop_by_hop:
-            if name == b"x-fal-queue-priority" and value not in (b"normal", b"low"):
+        name = pair[0]
+        if name in UP or name in optional:
+            if name == b"x-fal-queue-priority" and pair[1] not in (b"normal", b"low"):
                 continue
             passed.append(pair)
-    return passed
+        elif name in _CONNECTION:
+            nominates = True
+    return _without(passed, nominated(headers)) if nominates else passed
 
 
 def to_upstream_socket(headers: Headers) -> Headers:
@@ -138,18 +141,23 @@ def to_handshake(headers: Headers) -> Headers:
 
 def to_downstream(headers: Headers) -> Headers:
     """Return fal's fields that may travel down, without those that its Connection fields nominate."""
-    hop_by_hop = nominated(headers)
     passed: Headers = []
-    for name, value in headers:
-        if not (name in DOWN or name.startswith(b"x-fal-")) or name in hop_by_hop or name in NEVER_DOWN:
-            continue
-        if name == b"content-type" and is_active(value):
+    nominates = False
+    for pair in headers:
+        name, value = pair
+        if not (name in DOWN or name.startswith(b"x-fal-")) or name in NEVER_DOWN:
+            nominates = nominates or name in _CONNECTION
+        elif name == b"content-type" and is_active(value):
             # Upstream's markup must never run on the origin of the app that embeds us.
             parameters = b"" if b"," in value else value[len(media_type(value)) :]
             passed.append((name, b"text/plain" + parameters))
         else:
-            passed.append((name, value))
-    return passed
+            passed.append(pair)
+    return _without(passed, nominated(headers)) if nominates else passed
+
+
+def _without(fields: Headers, names: frozenset[bytes]) -> Headers:
+    return [pair for pair in fields if pair[0] not in names]
 
 
 def media_type(content_type: bytes) -> bytes:
@@ -167,9 +175,8 @@ def is_active(content_type: bytes) -> bool:
     )
 
 
-def billable_units(headers: Headers) -> str | None:
-    """Return how many units fal billed, as fal wrote it; None unless one line holds a plain decimal number."""
-    lines = values(headers, b"x-fal-billable-units")
+def billable_units(lines: list[bytes]) -> str | None:
+    """Return how many units fal billed by these lines of UNITS_FIELD; None unless one line holds a plain number."""
     return lines[0].decode("ascii") if len(lines) == 1 and _UNITS.fullmatch(lines[0]) else None
 
 

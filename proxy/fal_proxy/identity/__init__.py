@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import replace
-from typing import NamedTuple, Protocol, TypeGuard
+from typing import Protocol, TypeGuard
+
+import msgspec
 
 from fal_proxy.errors import Refusal
 from fal_proxy.exchange import Caller, Request
@@ -16,7 +18,7 @@ MAX_REMEMBERED = 4096
 _CHALLENGE = ((b"www-authenticate", b"Bearer"),)
 
 
-class Presented(NamedTuple):
+class Presented(msgspec.Struct, frozen=True):
     """What a request offers as proof."""
 
     request: Request

@@ -51,8 +51,8 @@ class UserKeys:
 
     def __init__(self, path: Path) -> None:
         """Read the file if it is there. Raises KeyFileError for a malformed one, OSError for an unreadable one."""
-        self._path = path
-        self._state = fingerprint(path)
+        self._path, self._spelled = path, str(path)
+        self._state = fingerprint(self._spelled)
         self._by_hash = _index(read(path))
 
     async def identify(self, presented: Presented) -> Caller | None:
@@ -75,7 +75,7 @@ class UserKeys:
         """Hold nothing open."""
 
     def _refresh(self) -> None:
-        state = fingerprint(self._path)
+        state = fingerprint(self._spelled)
         if state == self._state:
             return
         try:

@@ -51,9 +51,13 @@ class Prices:
         self._counted = Globs([name for name, price in compiled.items() if price.units_from is not None])
         globs = sorted((name for name in compiled if "*" in name), key=len, reverse=True)
         self._globs = [(Globs([name]), compiled[name]) for name in globs]
+        self._remembered = lru_cache(maxsize=512)(self._price_of)
 
     def price_of(self, endpoint_id: str) -> Price | None:
         """Return the price by exact id, else by the longest matching glob, else the default; None without any."""
+        return self._remembered(endpoint_id)
+
+    def _price_of(self, endpoint_id: str) -> Price | None:
         plain = spelled_plainly(endpoint_id)
         if (price := self._exact.get(plain)) is not None:
             return price

@@ -29,7 +29,7 @@ from msgspec.structs import replace
 
 from fal_proxy.errors import ClientGone, Refusal, UpstreamCut, UpstreamError, UpstreamInvalid
 from fal_proxy.exchange import Exchange, Kind, Target, Traits
-from fal_proxy.headers import Headers, billable_units, values
+from fal_proxy.headers import UNITS_FIELD, Headers, billable_units
 from fal_proxy.relay.answering import Books, Respond, answer
 from fal_proxy.relay.guard import KeyGuard
 from fal_proxy.relay.inbound import Inbound, Send
@@ -231,8 +231,8 @@ async def _ask(
         upload.start(call, outgoing, first)
         head = await call.head(head_seconds)
     exchange.first_byte_seconds = exchange.elapsed_seconds
-    exchange.upstream_status, exchange.units = head.status, billable_units(head.headers)
-    exchange.named = bool(values(head.headers, b"x-fal-request-id"))
+    exchange.upstream_status, exchange.units = head.status, billable_units(head.lines(UNITS_FIELD))
+    exchange.named = bool(head.lines(b"x-fal-request-id"))
     if 300 <= head.status < 400 and head.status != 304:
         raise UpstreamInvalid("upstream answered with a redirect, which is never followed", written=True)
     return call, head

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import msgspec
 
 from fal_proxy.errors import UpstreamInvalid
 from fal_proxy.exchange import Kind
-from fal_proxy.headers import media_type, values
+from fal_proxy.headers import media_type
 from fal_proxy.relay.events import is_event_stream
 from fal_proxy.upstream.answer import Head
 from fal_proxy.upstream.engine import Call
@@ -16,7 +16,7 @@ ANSWER_WHOLE_BYTES = 1024 * 1024
 REFUSAL_WHOLE_BYTES = 16 * 1024
 
 
-class Whole(NamedTuple):
+class Whole(msgspec.Struct, frozen=True, gc=False):
     """What was read before the head may go down; `ended` says whether it is the whole body."""
 
     body: bytes
@@ -25,7 +25,7 @@ class Whole(NamedTuple):
 
 async def read_whole(call: Call, head: Head, kind: Kind, idle_seconds: float, *, rewritten: bool) -> Whole:
     """Read as much of the answer as its head depends on: on its length, too, where the body is to be rewritten."""
-    if (kind.traits.answer_whole or rewritten) and values(head.headers, b"content-encoding"):
+    if (kind.traits.answer_whole or rewritten) and head.lines(b"content-encoding"):
         raise UpstreamInvalid("upstream encoded an answer that must be read", written=True)
     if kind.traits.answer_whole:
         whole = await _read_up_to(call, ANSWER_WHOLE_BYTES, idle_seconds)
@@ -36,9 +36,9 @@ async def read_whole(call: Call, head: Head, kind: Kind, idle_seconds: float, *,
         return await _read_up_to(call, REFUSAL_WHOLE_BYTES, idle_seconds)
     if rewritten and not is_event_stream(head):
         return await _read_up_to(call, ANSWER_WHOLE_BYTES, idle_seconds)
-    types = values(head.headers, b"content-type")
+    types = head.lines(b"content-type")
     if kind is Kind.RUN and types and media_type(types[0]).lower() == b"application/json":
-        lengths = values(head.headers, b"content-length")
+        lengths = head.lines(b"content-length")
         if not lengths or int(lengths[0]) <= RUN_WHOLE_BYTES:
             return await _read_up_to(call, RUN_WHOLE_BYTES, idle_seconds)
     return Whole(b"", ended=False)

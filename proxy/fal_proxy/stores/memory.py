@@ -139,7 +139,8 @@ class MemoryStore:
             self.state.settle(entry, outcome, amount_microusd)
         elif entry.outcome is None:
             self.state.settle(entry, outcome, entry.amount if outcome is Outcome.AS_RESERVED else 0)
-        self._flush()
+        if self._journal is not None:
+            self._flush()
 
     async def completed(self, request_id: str) -> None:
         """Note that fal called the job COMPLETED."""
@@ -202,7 +203,8 @@ class MemoryStore:
         now = self._clock()
         if now > self._now:
             self._now = now
-        self.state.note_clock(self._now)
+        if self._journal is not None:
+            self.state.note_clock(self._now)
         self.state.expire(self._now)
         return self._now
 

@@ -33,7 +33,7 @@ class Telemetry:
 
     def begin(self) -> Exchange:
         """Return a new exchange, which `finish` must end."""
-        exchange = Exchange(self._clock)
+        exchange = Exchange(self._clock, started=self._clock())
         self.in_progress.add(exchange)
         return exchange
 

@@ -102,7 +102,7 @@ def line_of(exchange: Exchange, now: datetime) -> AccessLine:
         total_ms=round((exchange.ended_seconds or 0.0) * 1000, 3),
         units=exchange.units,
         cost_microusd=exchange.cost_microusd,
-        ending=exchange.ending.value,
+        ending=exchange.ending._value_,
     )
 
 

@@ -9,9 +9,9 @@ next answer. A close-delimited body (RFC 9112 §6.3) ends cleanly only with an o
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import httptools
+import msgspec
 
 from fal_proxy.errors import UpstreamInvalid
 from fal_proxy.headers import Headers, values
@@ -21,11 +21,21 @@ MAX_FRAMING_BYTES = 64 * 1024
 _MAX_LENGTH_DIGITS = 18
 
 
-class Head(NamedTuple):
+class Head(msgspec.Struct):
     """The final status and header fields of an answer; names are lower-cased, order and repeats are kept."""
 
     status: int
     headers: Headers
+    _last: dict[bytes, bytes] | None = None  # the last value of each name
+
+    def lines(self, name: bytes) -> list[bytes]:
+        """Return the value of every line of this name."""
+        if self._last is None:
+            self._last = dict(self.headers)
+        value = self._last.get(name)
+        if value is None:
+            return []
+        return [value] if len(self._last) == len(self.headers) else values(self.headers, name)
 
 
 class Answer:

@@ -63,7 +63,8 @@ class Connection(asyncio.Protocol):
     def listen(self, listener: Listener | None) -> None:
         """Hand the connection to its next listener, or to nobody while it idles."""
         self._listener = listener
-        self.resume_reading()
+        if self._read_paused:
+            self.resume_reading()
 
     def write(self, data: bytes) -> None:
         """Queue bytes; the caller awaits `drained()` while `write_paused`."""

@@ -16,8 +16,11 @@ CHECKS = [
     ["mypy"],
     ["lint-imports"],
 ]
-# What the tests start, and the Debian package that brings it.
+# What the tests start, or draw with, and the Debian package that brings it.
 PROGRAMS = {
+    "/usr/share/fonts/opentype/inter": "fonts-inter",
+    "/usr/share/fonts/truetype/jetbrains-mono": "fonts-jetbrains-mono",
+    "chromium": "chromium",
     "curl": "curl",
     "node": "nodejs",
     "npm": "npm",
@@ -46,7 +49,7 @@ def main() -> int:
 
 def install_programs() -> None:
     """Install missing system programs as root on Debian; elsewhere say which tests will be skipped and why."""
-    missing = [program for program in PROGRAMS if shutil.which(program) is None]
+    missing = [program for program in PROGRAMS if shutil.which(program) is None and not Path(program).is_dir()]
     if not missing:
         return
     packages = sorted({PROGRAMS[program] for program in missing})

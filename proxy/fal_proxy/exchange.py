@@ -9,12 +9,12 @@ from __future__ import annotations
 import enum
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import lru_cache
 from hashlib import blake2s
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -47,6 +47,8 @@ class Kind(enum.Enum):
     UPLOAD_TOKEN = "upload_token"
     UPLOAD_PART = "upload_part"
     FILE = "file"
+    WEBHOOK = "webhook"
+    EVENTS = "events"
 
     traits: Traits  # what follows from this kind
 
@@ -68,6 +70,8 @@ _TRAITS = {
     Kind.UPLOAD_TOKEN: Traits(paid=False, json_body=True, answer_whole=True, survives_departure=False),
     Kind.UPLOAD_PART: Traits(paid=False, json_body=False, answer_whole=True, survives_departure=False),
     Kind.FILE: Traits(paid=False, json_body=False, answer_whole=False, survives_departure=False),
+    Kind.WEBHOOK: Traits(paid=False, json_body=True, answer_whole=True, survives_departure=False),
+    Kind.EVENTS: Traits(paid=False, json_body=False, answer_whole=False, survives_departure=False),
 }
 
 for _kind, _traits in _TRAITS.items():
@@ -135,6 +139,7 @@ class Request(msgspec.Struct):
     headers: list[tuple[bytes, bytes]]
     peer: str  # the socket's other end, "" for a local socket
     scheme: str  # of the socket
+    scope: Mapping[str, Any] = msgspec.field(default_factory=dict)  # ASGI's, for the app that we are mounted in
     _values: dict[bytes, bytes] = msgspec.field(default_factory=dict)  # the last of each name
 
     def __post_init__(self) -> None:
@@ -167,6 +172,30 @@ def _new_id() -> str:
 ADMITTED = "admitted"  # the decision about an exchange that nothing refused
 PREFLIGHT = "preflight"  # shown in place of a kind: the browser's question before the request itself
 NO_KIND = "none"  # shown in place of a kind: refused before the target was understood
+
+
+class Receipt(enum.Enum):
+    """What became of a webhook."""
+
+    FILED = "filed"
+    DUPLICATE = "duplicate"  # its request id has an event already; nothing changed
+    NO_CAPABILITY = "no_capability"  # its address is none of ours
+    EXPIRED = "expired"  # its address was one
+    MALFORMED = "malformed"  # not the four fields and the body of a webhook, or of two request ids
+    UNTIMELY = "untimely"  # signed too long ago, or in the future
+    TOO_LARGE = "too_large"
+    UNKNOWN_REQUEST = "unknown_request"  # no job that the address was given for, or not yet
+    FORGED = "forged"  # no key of fal's made the signature
+    UNJUDGED = "unjudged"  # too many were refused from there to look at another signature
+    UNAVAILABLE = "unavailable"  # fal's keys, or what keeps events, could not be asked
+
+
+class Attempt(enum.Enum):
+    """What became of an attempt to deliver an event to the app's own server."""
+
+    DELIVERED = "delivered"
+    FAILED = "failed"  # there will be another
+    GIVEN_UP = "given_up"
 
 
 class Ending(enum.Enum):

@@ -23,6 +23,7 @@ from fal_proxy.admission.accounts import Account
 from fal_proxy.admission.gate import Gate, Grant
 from fal_proxy.admission.leases import Lease, LeaseAccount
 from fal_proxy.admission.settler import Settler
+from fal_proxy.callbacks import Callbacks
 from fal_proxy.direct import KINDS, Direct
 from fal_proxy.errors import ClientGone, Refusal
 from fal_proxy.exchange import Addressed, Caller, Ending, Exchange, Kind, Request, Target
@@ -96,6 +97,7 @@ class Gateway:
     trusted_proxies: TrustedProxies
     lifecycle: Lifecycle
     uploads: Uploads
+    callbacks: Callbacks
     routes: dict[bytes, Serve] = field(default_factory=dict)  # by first segment: what judges its callers by itself
 
     async def handle(
@@ -160,6 +162,7 @@ class Gateway:
         judge_cross_site(caller, request, origin_accepted=accepted, header_form=addressed.header_form)
         realtime_mode, wma = self.realtime_mode, self.direct.wma
         permit(target, plan, storage_mode=self.uploads.mode, realtime_mode=realtime_mode, wma=wma)
+        target = self.callbacks.judge(target, caller)
         if target.kind is Kind.TOKEN and realtime_mode == "relay":
             inbound = Inbound(receive, tokens.MAX_BYTES, announced, on_departure)
             await self._answer_ticket(request, target, caller, inbound, reply)
@@ -219,14 +222,18 @@ class Gateway:
 
     async def _answer_me(self, request: Request, caller: Caller, accepted: bool | None, reply: Reply) -> None:
         """Tell the caller where they stand; costs nothing."""
+        self.judge_ordinary(request, caller, accepted)
+        about = {"id": caller.shown, "plan": caller.plan, "source": caller.source}
+        await reply.own(200, msgspec.json.encode(about | await self.gate.standing(caller, caller.plan)))
+
+    def judge_ordinary(self, request: Request, caller: Caller, accepted: bool | None) -> None:
+        """Judge what relays nothing and costs nothing: its address, method, page and plan."""
         self.guard.hit(self.trusted_proxies.client_network(request.peer, request.headers))
         if request.method != "GET" or request.query is not None:
             raise Refusal("method_not_allowed", "this route takes GET, without a query", headers=((b"allow", b"GET"),))
         judge_cross_site(caller, request, origin_accepted=accepted, header_form=True)
         if caller.plan not in self.plans:
             raise Refusal("endpoint_denied", f"there is no plan called {caller.plan!r}")
-        about = {"id": caller.shown, "plan": caller.plan, "source": caller.source}
-        await reply.own(200, msgspec.json.encode(about | await self.gate.standing(caller, caller.plan)))
 
     async def _answer_ticket(
         self, request: Request, target: Target, caller: Caller, inbound: Inbound, reply: Reply

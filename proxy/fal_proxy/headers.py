@@ -89,6 +89,10 @@ ALWAYS_DOWN_FILE: Headers = [(b"vary", b"origin"), *ALWAYS_DOWN[2:]]
 
 _CONNECTION = frozenset([b"connection", b"proxy-connection"])
 _NOTHING: frozenset[bytes] = frozenset()
+
+# Every script type of MIME Sniffing §4.6 holds one of the four; a page in parts may hold any document.
+_ACTIVE = ("html", "svg", "xsl", "javascript", "ecmascript", "jscript", "livescript", "text/css", "x-mixed-replace")
+
 _PREFLIGHT_NAMES_MAX_BYTES = 4096
 _TOKEN = frozenset(b"!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ")
 
@@ -148,7 +152,7 @@ def to_downstream(headers: Headers) -> Headers:
         if not (name in DOWN or name.startswith(b"x-fal-")) or name in NEVER_DOWN:
             nominates = nominates or name in _CONNECTION
         elif name == b"content-type" and is_active(value):
-            # Upstream's markup must never run on the origin of the app that embeds us.
+            # Nothing of upstream's may run on the origin of the app that embeds us, in a tag of the app's own either.
             parameters = b"" if b"," in value else value[len(media_type(value)) :]
             passed.append((name, b"text/plain" + parameters))
         else:
@@ -167,12 +171,12 @@ def media_type(content_type: bytes) -> bytes:
 
 @lru_cache(maxsize=128)  # upstream says the same few over and over
 def is_active(content_type: bytes) -> bool:
-    """Say whether a browser could run this type as a document; of a list, browsers take the last (Fetch, "extract a MIME type")."""
+    """Say whether a browser could run this type, as a document, a script, a worker or a style sheet, or find such in it.
+
+    Of a list, browsers take the last (Fetch, "extract a MIME type").
+    """
     essences = [media_type(part).strip().lower().decode("latin-1") for part in content_type.split(b",")]
-    return any(
-        "html" in essence or "svg" in essence or "xsl" in essence or essence.endswith(("/xml", "+xml"))
-        for essence in essences
-    )
+    return any(any(word in essence for word in _ACTIVE) or essence.endswith(("/xml", "+xml")) for essence in essences)
 
 
 def billable_units(lines: list[bytes]) -> str | None:

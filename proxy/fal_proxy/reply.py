@@ -59,6 +59,15 @@ class Reply:
         self.exchange.bytes_down += len(body)
         await self.send({"type": "http.response.body", "body": body})
 
+    async def begin(self, headers: Headers) -> None:
+        """Send the head of an answer of ours whose body follows in pieces."""
+        await self._start(200, [*headers, (b"date", fields.http_date())])
+
+    async def piece(self, data: bytes, *, last: bool = False) -> None:
+        """Send a piece of that body; returns when the caller's connection can take more."""
+        self.exchange.bytes_down += len(data)
+        await self.send({"type": "http.response.body", "body": data, "more_body": not last})
+
     async def _start(self, status: int, passed: Headers, always: Headers = fields.ALWAYS_DOWN) -> None:
         self.exchange.status = status
         headers = [*passed, *self.limits, *always, *self.cors]

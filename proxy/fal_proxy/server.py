@@ -20,6 +20,7 @@ import uvicorn
 import uvloop
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from fal_proxy.allocator import keep_large_blocks_apart
 from fal_proxy.downstream.deadlines import KEEP_ALIVE_SECONDS, Sweep
 from fal_proxy.downstream.peers import Peers, raise_file_limit
 from fal_proxy.errors import Misconfigured
@@ -100,6 +101,7 @@ def serve(
     `announce` is called once `main` accepts. `beside` lives as long as `main`.
     """
     raise_file_limit()
+    keep_large_blocks_apart()
     # What was made until now stays; and requests leave next to no cycles, so that looking for them can be rare.
     gc.collect()
     gc.freeze()

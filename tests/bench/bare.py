@@ -9,7 +9,7 @@ import os
 import sys
 
 from fal_proxy import headers as fields
-from fal_proxy.app import Scope
+from fal_proxy.asgi import Scope
 from fal_proxy.relay.inbound import Receive, Send
 from fal_proxy.server import Listener, bind, serve
 from fal_proxy.upstream.dial import Dialer, Route

@@ -116,6 +116,6 @@ class Account(msgspec.Struct, eq=False):
         amount = 0
         if outcome is Outcome.BILLED:
             amount = self.charge(price, self.exchange.units or "0") if price else 0
-        await self.store.settle(entry_id, outcome, amount)
+        changed = await self.store.settle(entry_id, outcome, amount)
         if price and (outcome is Outcome.BILLED or self.grant.entry_id):
-            self.exchange.cost_microusd = self.grant.amount_microusd if outcome is Outcome.AS_RESERVED else amount
+            self.exchange.cost_microusd = changed

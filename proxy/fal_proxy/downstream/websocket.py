@@ -25,7 +25,7 @@ from websockets.frames import Frame
 from websockets.http11 import Request
 from websockets.protocol import Protocol
 
-from fal_proxy.app import EXTENSION
+from fal_proxy.asgi import EXTENSION
 from fal_proxy.downstream.faults import NO_HANDSHAKE
 from fal_proxy.downstream.flow import Flow, Outlet
 from fal_proxy.downstream.peers import Place

@@ -42,7 +42,7 @@ class AccessLine(msgspec.Struct, frozen=True):
     first_byte_ms: Annotated[float | None, says("until fal's answer began")]
     total_ms: Annotated[float, says("until the end")]
     units: Annotated[str | None, says("what fal says it billed (`x-fal-billable-units`)")]
-    cost_microusd: Annotated[int | None, says("what the caller was charged, in millionths of a dollar")]
+    cost_microusd: Annotated[int | None, says("what this changed of the caller's charge, in millionths of a dollar")]
     ending: Annotated[str, says("`complete`, `refused`, `cut`, `client_gone` or `fault`")]
 
 

@@ -18,7 +18,7 @@ from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4 as CONTENT_TYP
 from prometheus_client.registry import Collector
 
 from fal_proxy.errors import ERROR_TYPES
-from fal_proxy.exchange import ADMITTED, NO_KIND, PREFLIGHT, Ending, Exchange, Kind
+from fal_proxy.exchange import ADMITTED, NO_KIND, PREFLIGHT, Attempt, Ending, Exchange, Kind, Receipt
 
 __all__ = ["CONTENT_TYPE", "METRICS", "Metrics", "Upstream", "label_values"]
 
@@ -52,6 +52,12 @@ METRICS = {
             ("plan",),
             "what callers were charged, in millionths of a dollar",
         ),
+        Row(
+            "fal_proxy_cost_lowered_microusd_total",
+            "counter",
+            ("plan",),
+            "by how much earlier charges were lowered, when fal billed less; the books are the difference",
+        ),
         Row("fal_proxy_in_flight", "gauge", ("kind",), "requests in progress"),
         Row("fal_proxy_upstream_idle_connections", "gauge", (), "open connections to fal that wait for a request"),
         Row("fal_proxy_upstream_open_calls", "gauge", (), "requests to fal in progress"),
@@ -62,6 +68,13 @@ METRICS = {
         ),
         Row("fal_proxy_key_file_faults_total", "counter", (), "changes of FAL_KEY_FILE that could not be read"),
         Row("fal_proxy_key_guard_cuts_total", "counter", (), "answers cut because they held a fal key of ours"),
+        Row("fal_proxy_webhooks_total", "counter", ("receipt",), "webhooks received, and what became of them"),
+        Row(
+            "fal_proxy_deliveries_total", "counter", ("attempt",), "attempts to deliver events to the app's own server"
+        ),
+        Row("fal_proxy_events", "gauge", (), "events of webhooks that are kept, as of the last ten seconds"),
+        Row("fal_proxy_waiting_deliveries", "gauge", (), "of these, waiting to be delivered to the app's own server"),
+        Row("fal_proxy_dead_letters", "gauge", (), "of these, given up: see `/webhooks/dead-letters`"),
     )
 }
 
@@ -73,6 +86,8 @@ def label_values(plans: Collection[str]) -> dict[str, frozenset[str]]:
         "decision": frozenset([ADMITTED, *ERROR_TYPES]),
         "ending": frozenset(ending.value for ending in Ending),
         "plan": frozenset(plans),
+        "receipt": frozenset(receipt.value for receipt in Receipt),
+        "attempt": frozenset(attempt.value for attempt in Attempt),
     }
 
 
@@ -125,6 +140,7 @@ class _Exchanges(Collector):
         self.outcomes: dict[tuple[str, str, Ending], int] = {}
         self.kinds: dict[str, _OfKind] = {}
         self.costs = dict.fromkeys(plans, 0)
+        self.lowered = dict.fromkeys(plans, 0)
 
     def count(self, exchange: Exchange) -> None:
         """Count an exchange that has ended."""
@@ -142,8 +158,9 @@ class _Exchanges(Collector):
             kind.first_byte_sum += first
         kind.bytes_up += exchange.bytes_up
         kind.bytes_down += exchange.bytes_down
-        if exchange.cost_microusd is not None and exchange.plan in self.costs:
-            self.costs[exchange.plan] += exchange.cost_microusd
+        if (cost := exchange.cost_microusd) is not None and exchange.plan in self.costs:
+            into = self.costs if cost >= 0 else self.lowered
+            into[exchange.plan] += abs(cost)
 
     def collect(self) -> Iterable[Metric]:
         """Return everything as metrics."""
@@ -156,6 +173,8 @@ class _Exchanges(Collector):
         yield _counter("fal_proxy_bytes_up_total", {(k,): v.bytes_up for k, v in kinds.items()})
         yield _counter("fal_proxy_bytes_down_total", {(k,): v.bytes_down for k, v in kinds.items()})
         yield _counter("fal_proxy_cost_microusd_total", {(plan,): cost for plan, cost in self.costs.items()})
+        lowered: dict[Labels, float] = {(plan,): cost for plan, cost in self.lowered.items()}
+        yield _counter("fal_proxy_cost_lowered_microusd_total", lowered)
 
 
 class Metrics:
@@ -187,10 +206,26 @@ class Metrics:
         self._file_faults = self._counter("fal_proxy_key_file_faults_total")
         self._told = (0, 0)  # of the two above, as they stood at the last scrape
         self._cuts = self._counter("fal_proxy_key_guard_cuts_total")
+        self._webhooks = self._counter("fal_proxy_webhooks_total")
+        self._deliveries = self._counter("fal_proxy_deliveries_total")
+        self._kept = [self._gauge(f"fal_proxy_{name}") for name in ("events", "waiting_deliveries", "dead_letters")]
 
     def cut_for_key(self) -> None:
         """Count an answer that held one of our keys."""
         self._cuts.inc()
+
+    def received(self, receipt: Receipt) -> None:
+        """Count a webhook."""
+        self._webhooks.labels(receipt.value).inc()
+
+    def attempted(self, attempt: Attempt) -> None:
+        """Count an attempt to deliver an event."""
+        self._deliveries.labels(attempt.value).inc()
+
+    def kept(self, *counts: int) -> None:
+        """Take how many events, waiting deliveries and dead letters there are."""
+        for gauge, count in zip(self._kept, counts, strict=True):
+            gauge.set(count)
 
     def in_flight(self) -> dict[str, int]:
         """Return how many exchanges of each kind are in progress."""

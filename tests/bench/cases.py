@@ -67,7 +67,7 @@ class Length(NamedTuple):
 
 
 FULL = Length(rounds=5, seconds=4, mebibytes=1024, idle_sockets=1000)
-QUICK = Length(rounds=2, seconds=1, mebibytes=128, idle_sockets=200)
+QUICK = Length(rounds=1, seconds=1, mebibytes=128, idle_sockets=200)
 
 
 class Bench(NamedTuple):

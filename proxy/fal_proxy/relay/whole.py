@@ -14,6 +14,7 @@ from fal_proxy.upstream.engine import Call
 RUN_WHOLE_BYTES = 1024 * 1024
 ANSWER_WHOLE_BYTES = 1024 * 1024
 REFUSAL_WHOLE_BYTES = 16 * 1024
+_READS = frozenset([Kind.STATUS, Kind.RESULT, Kind.CANCEL])  # answers of a few bytes, which mostly come with their head
 
 
 class Whole(msgspec.Struct, frozen=True, gc=False):
@@ -41,6 +42,8 @@ async def read_whole(call: Call, head: Head, kind: Kind, idle_seconds: float, *,
         lengths = head.lines(b"content-length")
         if not lengths or int(lengths[0]) <= RUN_WHOLE_BYTES:
             return await _read_up_to(call, RUN_WHOLE_BYTES, idle_seconds)
+    if kind in _READS and not is_event_stream(head) and (body := call.read_at_once(RUN_WHOLE_BYTES)) is not None:
+        return Whole(body, ended=True)
     return Whole(b"", ended=False)
 
 

@@ -93,7 +93,8 @@ class Flow(FlowControl):
     def release(self) -> None:
         """Read again."""
         self._held = False
-        self.resume_reading()
+        if self.read_paused:
+            self.resume_reading()
 
     def pause_reading(self) -> None:
         """Stop reading, and look for a hang-up instead."""

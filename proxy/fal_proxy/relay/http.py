@@ -230,7 +230,7 @@ async def _ask(
         call = await _dial(engine, outgoing, exchange)
         upload.start(call, outgoing, first)
         head = await call.head(head_seconds)
-    exchange.first_byte_seconds = exchange.elapsed_seconds
+    exchange.first_byte_seconds = exchange.clock() - exchange.started
     exchange.upstream_status, exchange.units = head.status, billable_units(head.lines(UNITS_FIELD))
     exchange.named = bool(head.lines(b"x-fal-request-id"))
     if 300 <= head.status < 400 and head.status != 304:

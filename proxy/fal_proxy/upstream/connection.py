@@ -48,7 +48,7 @@ class Connection(asyncio.Protocol):
 
         What the loop has not yet read is the end of the connection, or bytes that would become the next answer.
         """
-        if self._transport is None or not self.open:
+        if self._transport is None or self.lost or self._transport.is_closing():
             return False
         if self._unread is None:
             self._unread = select.poll()

@@ -66,7 +66,7 @@ class Length(NamedTuple):
     idle_sockets: int
 
 
-FULL = Length(rounds=5, seconds=4, mebibytes=1024, idle_sockets=1000)
+FULL = Length(rounds=5, seconds=3, mebibytes=1024, idle_sockets=1000)
 QUICK = Length(rounds=1, seconds=1, mebibytes=128, idle_sockets=200)
 
 

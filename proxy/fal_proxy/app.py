@@ -58,7 +58,8 @@ from fal_proxy.webhooks.dead_letters import DeadLetters
 class App:
     """The ASGI application. Close it with its lifespan, or with `await close()`.
 
-    `admin` is another one, for a listener of its own; `metrics` is what it shows, `keys` what it calls fal with.
+    `admin` is another one, for a listener of its own; `metrics` is what it shows, `access` where its lines go, `keys` what it calls
+    fal with.
     """
 
     def __init__(
@@ -66,7 +67,7 @@ class App:
     ) -> None:
         self.admin = admin
         self.max_message_bytes = max_message_bytes  # of a WebSocket; the server bounds it
-        self.metrics = gateway.telemetry.metrics
+        self.metrics, self.access = gateway.telemetry.metrics, gateway.telemetry.access
         self.lifecycle = gateway.lifecycle
         self.keys = gateway.keys
         self._gateway = gateway
@@ -82,10 +83,10 @@ class App:
             self._settling = asyncio.get_running_loop().create_task(self._gateway.settler.run())
             if self._hub is not None:
                 self._hub.start()
-        if scope["type"] == "lifespan":
-            await self._lifespan(receive, send)
-        elif scope["type"] == "http":
+        if scope["type"] == "http":
             await self._http(scope, receive, send)
+        elif scope["type"] == "lifespan":
+            await self._lifespan(receive, send)
         else:
             await self._socket(scope, receive, send)
 

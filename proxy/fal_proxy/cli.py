@@ -28,7 +28,6 @@ from fal_proxy.identity import key as user_keys
 from fal_proxy.server import ADMIN_CONNECTIONS, Drain, Listener, bind
 from fal_proxy.server import serve as run_server
 from fal_proxy.settings import Settings, config_path
-from fal_proxy.telemetry.access import LOGGER as ACCESS_LOGGER
 from fal_proxy.telemetry.lines import LineWriter
 from fal_proxy.telemetry.masking import SecretMask
 from fal_proxy.upstream.credentials import secret_half
@@ -116,7 +115,7 @@ def serve(config: str | None, host: str | None, port: int | None, reuse_port: bo
         trusted_proxies=server.trusted_proxies,
     )
     admin = _admin_listener(report.settings, app)
-    lines = _access_lines()
+    lines = _access_lines(app)
 
     def announce() -> None:
         _announce(listener)
@@ -151,7 +150,7 @@ def dev(port: int, speed: float) -> None:
             max_message_bytes=playground.proxy.max_message_bytes,
             lifecycle=playground.proxy.lifecycle,
         )
-        lines = _access_lines()
+        lines = _access_lines(playground.proxy, playground.tokens)
 
         def announce() -> None:
             _announce(proxy)
@@ -263,14 +262,11 @@ def _admin_listener(settings: Settings, app: App) -> Listener | None:
         raise Misconfigured([f"admin.port: {finding}" for finding in error.findings]) from error
 
 
-def _access_lines() -> LineWriter:
+def _access_lines(*apps: App) -> LineWriter:
     """Send access lines to stdout, and nowhere else; they wait until the first line of stdout is written."""
-    lines = LineWriter(sys.stdout)
-    lines.addFilter(_mask)
-    logger = logging.getLogger(ACCESS_LOGGER)
-    logger.addHandler(lines)
-    logger.setLevel(logging.INFO)
-    logger.propagate = False
+    lines = LineWriter(sys.stdout, masked=_mask.masked)
+    for app in apps:
+        app.access.outlet = lines
     return lines
 
 

@@ -13,7 +13,6 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import msgspec
 
@@ -57,7 +56,7 @@ ACCEPT_PLAIN = (b"accept-encoding", b"identity")
 _log = logging.getLogger("fal_proxy")
 
 
-class Arrival(NamedTuple):
+class Arrival(msgspec.Struct, frozen=True):
     """A request for a route that judges its callers by itself: framing, Host and preflights are behind it."""
 
     request: Request
@@ -147,7 +146,8 @@ class Gateway:
 
     async def _relay(self, arrival: Arrival) -> None:
         """Go the whole way, from the caller to the books."""
-        request, receive, send, on_departure, reply, accepted, announced = arrival
+        request, receive, send, on_departure = arrival.request, arrival.receive, arrival.send, arrival.on_departure
+        reply, accepted, announced = arrival.reply, arrival.accepted, arrival.announced
         exchange = reply.exchange
         caller = await self.identities.identify(request)
         exchange.caller, reply.cookie = caller, caller.set_cookie
@@ -294,7 +294,7 @@ class Gateway:
             outgoing = outgoing.rebuilt(encode_input(given))
         if price is None:
             return outgoing, 0, ""
-        return outgoing, reservation_microusd(price, given), str(price.usd)
+        return outgoing, reservation_microusd(price, given), price.text
 
     def _prepare(
         self, request: Request, target: Target, plan: CompiledPlan, announced: int | None, addressed: Addressed

@@ -109,7 +109,8 @@ class State:
             purse.reserved += entry.amount
             if self.written_down:
                 self._put_purse(name, purse)
-        self.put_entry(entry)
+        if self.written_down:
+            self.put_entry(entry)
 
     def renew(self, entry_id: str, lease_end: float) -> None:
         """Put off the end of an entry whose request is still being answered."""
@@ -140,8 +141,9 @@ class State:
     def free(self, entry: Entry) -> None:
         """Give an entry's slots back."""
         for slot in entry.slots:
-            if self.slots.get(slot, 0) > 1:
-                self.slots[slot] -= 1
+            held = self.slots.get(slot, 0)
+            if held > 1:
+                self.slots[slot] = held - 1
             else:
                 self.slots.pop(slot, None)
         entry.slots = ()
@@ -300,7 +302,8 @@ class State:
 
     def _drop_entry(self, entry_id: str) -> None:
         self.entries.pop(entry_id, None)
-        self._put("no entry", entry_id)
+        if self.written_down:
+            self._put("no entry", entry_id)
 
     # What is written down
 

@@ -146,7 +146,7 @@ async def test_an_end_without_close_notify_is_a_cut(
 
 
 @pytest.mark.parametrize("clean", [True, False], ids=["close_notify", "fin"])
-async def test_a_reader_that_lags_behind_still_reads_everything_before_the_end(
+async def test_a_reader_that_lags_behind_reads_everything_before_a_clean_end_and_sees_any_other(
     clean: bool, serve: Serve, make_engine: MakeEngine
 ) -> None:
     size = 8 << 20
@@ -165,16 +165,19 @@ async def test_a_reader_that_lags_behind_still_reads_everything_before_the_end(
     call.start(b"GET", b"/", [], length=0)
     await call.head(PATIENCE)
     total = 0
-    while total < size:
-        total += len(await call.read(PATIENCE))
-        await turns(5)
-    if clean:
+    try:
+        while total < size:
+            total += len(await call.read(PATIENCE))
+            await turns(5)
         assert await call.read(PATIENCE) == b""
+    except UpstreamCut:
+        assert not clean
+        # An end that TLS does not vouch for may come before what uvloop has not decrypted yet, on a busy machine.
+        assert total <= size
     else:
-        with pytest.raises(UpstreamCut):
-            await call.read(PATIENCE)
+        assert clean
+        assert total == size
     call.release()
-    assert total == size
 
 
 async def test_an_idle_tls_connection_that_upstream_closes_is_not_reused(serve: Serve, make_engine: MakeEngine) -> None:

@@ -80,9 +80,8 @@ async def test_after_the_head_the_connection_is_reset(kind: Kind, serve: Serve, 
         assert (await client.read_head())[0] == 200
         begun.set()
         with pytest.raises(ConnectionResetError):
-            body = await client.reader.read()
-            assert FAL_KEY_SECRET[:16].encode() not in body
-            await client.reader.read()
+            await client.reader.read()  # what arrived before it stays in the reader
+        assert FAL_KEY_SECRET[:16].encode() not in bytes(client.reader._buffer)  # type: ignore[attr-defined]
     assert cuts(proxy) == b"1.0"
 
 

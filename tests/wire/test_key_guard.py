@@ -45,6 +45,7 @@ WHOLE: list[tuple[Kind, bytes, int, str]] = [
     (STREAM, ok(b"{}", b"content-disposition: " + PACKED), 500, "in a field, before anything went down"),
     (STATUS, ok(ECHO), 502, "read whole in path form, because its URLs are rewritten"),
     (STATUS, ok(b"{}", b"x-" + FAL_KEY_SECRET.encode() + b": 1"), 502, "even in the name of one that would not pass"),
+    (RESULT, ok(ECHO), 502, "it came in one piece with its head"),
     (RESULT, ok(ECHO).replace(b"200 OK", b"401 Unauthorized"), 502, "an error that repeats what it was sent"),
     (RUN, ok(ECHO).replace(b"200 OK", b"403 Forbidden"), 500, "the same, paid"),
 ]
@@ -63,7 +64,8 @@ async def test_before_the_head_the_caller_gets_an_error_of_ours(
 
 @pytest.mark.parametrize("kind", [RESULT, STREAM])
 async def test_after_the_head_the_connection_is_reset(kind: Kind, serve: Serve, start: StartProxy) -> None:
-    proxy = await start(serve(answering(ok(ECHO).replace(b"application/json", b"text/plain"))))
+    long = b"." * (2 * 1024 * 1024) + ECHO  # nothing reads so much before a head
+    proxy = await start(serve(answering(ok(long).replace(b"application/json", b"text/plain"))))
     answer = await ask(proxy, kind)
     assert (answer.status, answer.complete) == (200, False)
     assert FAL_KEY_SECRET[:16].encode() not in answer.body

@@ -16,6 +16,8 @@ CHECKS = [
     ["mypy"],
     ["lint-imports"],
 ]
+# Two at a time: much of the suite waits for other processes. A file stays together, for the fixtures that it shares.
+PARALLEL = ["--numprocesses", "2", "--dist", "loadfile"]
 # What the tests start, or draw with, and the Debian package that brings it.
 PROGRAMS = {
     "/usr/share/fonts/opentype/inter": "fonts-inter",
@@ -44,7 +46,7 @@ def main() -> int:
         if result.returncode:
             print(result.stdout + result.stderr)
             return result.returncode
-    return subprocess.call([sys.executable, "-m", "pytest", "-q"])
+    return subprocess.call([sys.executable, "-m", "pytest", "-q", *PARALLEL])
 
 
 def install_programs() -> None:

@@ -32,12 +32,12 @@ from fal_proxy.policy.inputs import InputRules
 from fal_proxy.policy.origin import Site
 from fal_proxy.policy.plans import compile_plan
 from fal_proxy.policy.pricing import Prices, charge_for
-from fal_proxy.realtime import Realtime
+from fal_proxy.realtime import Realtime, ServerExtension
 from fal_proxy.relay.answering import Reset
 from fal_proxy.relay.guard import KeyGuard
 from fal_proxy.relay.http import Patience
 from fal_proxy.relay.inbound import Receive, Send
-from fal_proxy.relay.websocket import ServerExtension, Terms
+from fal_proxy.relay.websocket import Terms
 from fal_proxy.reply import Reply
 from fal_proxy.settings import ENV_UPSTREAM, Settings, config_path
 from fal_proxy.settings import Realtime as RealtimeSettings
@@ -51,7 +51,8 @@ from fal_proxy.upstream.credentials import FalKey, FalKeys, fal_keys
 from fal_proxy.upstream.dial import Dialer, Route
 from fal_proxy.upstream.engine import Engine
 from fal_proxy.upstream.keys import KeyPool
-from fal_proxy.webhooks import Hub, open_hub
+from fal_proxy.webhooks import Hub, dead_letters, open_hub
+from fal_proxy.webhooks.dead_letters import DeadLetters
 
 
 class App:
@@ -138,7 +139,7 @@ class App:
         if "websocket.http.response" not in (scope.get("extensions") or {}):
             send = closing_instead(send)
         own = (scope.get("extensions") or {}).get(EXTENSION, {})
-        server = ServerExtension(own.get("break_off"), own.get("on_departure"))
+        server = ServerExtension(own.get("socket"), own.get("on_departure"))
         await self._realtime.handle(read_request(scope), receive, send, server)
 
     async def _beside(self, request: Request, send: Send) -> None:
@@ -255,13 +256,17 @@ def create_app(
     except JournalError as error:
         raise Misconfigured([f"state.url: {error}"]) from error
     admin = Admin(settings.admin.host, admin_token(environ, []), telemetry.metrics)
+    if hub is not None:
+        letters = DeadLetters(hub.mailbox)
+        admin.show(dead_letters.PATH, letters.view)
+        admin.act(dead_letters.PATH + b"/", b"/retry", letters.retry)
     sockets = _realtime(settings.realtime, gateway, dialer)
     return App(gateway, sockets, hub, admin, settings.realtime.max_message_bytes)
 
 
 def _realtime(settings: RealtimeSettings, gateway: Gateway, dialer: Dialer) -> Realtime:
     rates = tuple((rate.limit, rate.window_seconds) for rate in parse_rates(settings.messages))
-    terms = Terms(rates, settings.session_seconds, settings.idle_seconds)
+    terms = Terms(rates, settings.max_message_bytes, settings.session_seconds, settings.idle_seconds)
     return Realtime(gateway, dialer, terms, _usd_per_second(settings))
 
 

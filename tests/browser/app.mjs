@@ -30,6 +30,10 @@ async function used({ bundle, proxyUrl, shim, userKey, include, ways, relay, pic
       await events.done(); // the loop ends quietly, whatever went wrong
       return count;
     },
+    upload: async () => {
+      const url = await fal.storage.upload(new Blob(["a pier"], { type: "text/plain" }));
+      return new URL(url).pathname.includes("/files/");
+    },
     realtime: async () => {
       const { configure, tokenProvider } = await import(shim);
       if (relay) configure({ relay });

@@ -11,7 +11,7 @@ from browser.sites import document
 _BUNDLE = Path(fal_proxy.demo.__file__).with_name("page") / "fal-client.js"
 # For pages of any origin: a document of the proxy's may load it from elsewhere.
 CLIENT = document(_BUNDLE.read_bytes(), "text/javascript", access_control_allow_origin="*")
-WAYS = ["me", "run", "subscribe", "watch", "stream", "realtime"]
+WAYS = ["me", "run", "subscribe", "watch", "stream", "upload", "realtime"]
 INPUT = {"prompt": "a pier"}
 
 
@@ -21,4 +21,5 @@ def judge_use(seen: dict[str, Any], *, realtime: bool = True) -> None:
         ("run", "subscribe", "watch"), INPUT
     )
     assert seen["stream"] > 1
+    assert seen["upload"] is True
     assert not realtime or seen["realtime"] == 1

@@ -3,7 +3,7 @@
 // but for `hostileTools`.
 
 export function hostileTools() {
-  const PATIENCE = 2_000;
+  const PATIENCE = 10_000;
   const tools = {};
   tools.within = (promise) =>
     Promise.race([promise, new Promise((resolve) => setTimeout(resolve, PATIENCE, null))]).catch(() => null);

@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 from support.node import Node, NodeMissing, ScriptFailed, install
 from support.proxied import FAL_KEY_ID, FAL_KEY_SECRET
 
-PATIENCE_SECONDS = 60.0
+PATIENCE_SECONDS = 90.0
 FOLDER = Path(__file__).parent
 # What Chromium sends of a secret: as it is, or with the colon between its halves escaped.
 SECRETS = (FAL_KEY_ID, FAL_KEY_SECRET)

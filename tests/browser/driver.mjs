@@ -7,8 +7,8 @@ import { createInterface } from "node:readline";
 import { chromium } from "playwright-core";
 import { watch } from "./watch.mjs";
 
-const SCENARIO_MILLISECONDS = 30_000;
-const STEP_MILLISECONDS = 10_000;
+const SCENARIO_MILLISECONDS = 60_000;
+const STEP_MILLISECONDS = 20_000;
 // Screenshots are to be the same on every machine.
 const OPTIONS = { locale: "en-GB", timezoneId: "UTC", viewport: { width: 1280, height: 800 }, colorScheme: "light" };
 

@@ -19,7 +19,7 @@ export async function signIn(page, mount, session) {
 
 /** Wait until the proxy has answered each of these endpoints. */
 async function arrived(site, names) {
-  const deadline = Date.now() + 10_000;
+  const deadline = Date.now() + 20_000;
   let missing = names;
   while (missing.length) {
     if (Date.now() > deadline) throw new Error(`never arrived at the proxy: ${missing}`);

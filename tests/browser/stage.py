@@ -15,7 +15,7 @@ import msgspec
 from browser.sites import BLANK, Site, document, html, site
 from fal_proxy.asgi import Scope
 from fal_proxy.relay.inbound import Message, Receive, Send
-from fal_proxy.settings import ForwardSource, HeaderSource, Identity, KeySource, Plan, Settings, State
+from fal_proxy.settings import ForwardSource, HeaderSource, Identity, KeySource, Plan, Settings, State, Storage
 from support.emulated import Emulated, emulated
 from support.proxied import OPEN_PLAN, CanaryWatch, Proxy, open_settings, proxied
 from support.services import Asked, Reply, Service, served
@@ -124,7 +124,13 @@ def ambient_settings(
         "header": Identity(sources=("header",), header=HeaderSource(name=USER_HEADER, from_=("127.0.0.1",))),
     }
     plan: Plan = msgspec.structs.replace(OPEN_PLAN, methods=methods, realtime_sessions=100)
-    changes = {"identity": sources[identity], "plans": {"default": plan}, "state": State(), **changes}
+    changes = {
+        "identity": sources[identity],
+        "plans": {"default": plan},
+        "state": State(),
+        "storage": Storage(mode="relay"),
+        **changes,
+    }
     return msgspec.structs.replace(open_settings(folder), **changes)
 
 

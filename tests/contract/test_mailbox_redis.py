@@ -111,15 +111,15 @@ async def test_what_was_filed_while_the_connection_was_away_is_told_once_and_in_
 async def test_long_absence_is_made_up_for_in_pages(
     open_post: Callable[..., Post], redis: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(subscription, "FIRST_PAUSE_SECONDS", 1.0)
+    monkeypatch.setattr(subscription, "LONGEST_PAUSE_SECONDS", 1.0)
     post, other = open_post(), open_post()
     told = await hearing(post)
     await subscribers(redis, 1)
-    monkeypatch.setattr(subscription, "FIRST_PAUSE_SECONDS", 1.0)
-    monkeypatch.setattr(subscription, "LONGEST_PAUSE_SECONDS", 1.0)
     redis.command("CLIENT", "KILL", "TYPE", "pubsub")
     await subscribers(redis, 0)
     for at in range(1100):
-        await other.file(f"job-{at}")
+        await other.file(f"job-{at}", f"owner-{at % 2}")  # none has more than is kept
     await post.told(told, 1100)
     assert [notice.request_id for notice in told] == [f"job-{at}" for at in range(1100)]
 

@@ -47,6 +47,38 @@ class Outlet:
         return getattr(self.transport, name)
 
 
+class Lookout:
+    """Look for a caller's hang-up while nothing is read, which would tell."""
+
+    __slots__ = ("_loop", "_timer", "_transport")
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        self._transport = transport
+        self._loop = loop
+        self._timer: asyncio.TimerHandle | None = None
+
+    def start(self) -> None:
+        """Look from now on, and abort the connection when its caller has left."""
+        self._timer = self._loop.call_later(HANGUP_POLL_SECONDS, self._look)
+
+    def stop(self) -> None:
+        """Look no more."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _look(self) -> None:
+        sock = self._transport.get_extra_info("socket")
+        if sock is None or self._transport.is_closing():
+            return
+        poll = select.poll()
+        poll.register(sock.fileno(), select.POLLRDHUP)
+        if poll.poll(0):
+            self._transport.abort()
+        else:
+            self.start()
+
+
 class Departure:
     """Tells those who work for a caller that it has left, once, and who comes too late at once."""
 
@@ -81,8 +113,8 @@ class Flow(FlowControl):
     def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(transport)
         transport.set_write_buffer_limits(high=HIGH_WATER_BYTES)
-        self._loop = loop
-        self._timer: asyncio.TimerHandle | None = None
+        self._lookout = Lookout(transport, loop)
+        self.stop_looking = self._lookout.stop
         self._held = False
 
     def hold(self) -> None:
@@ -99,28 +131,11 @@ class Flow(FlowControl):
     def pause_reading(self) -> None:
         """Stop reading, and look for a hang-up instead."""
         if not self.read_paused and not self._transport.is_closing():
-            self._timer = self._loop.call_later(HANGUP_POLL_SECONDS, self._look)
+            self._lookout.start()
             super().pause_reading()
 
     def resume_reading(self) -> None:
         """Read again, unless bytes are held."""
         if self.read_paused and not self._held and not self._transport.is_closing():
-            self.stop_looking()
+            self._lookout.stop()
             super().resume_reading()
-
-    def stop_looking(self) -> None:
-        """End the look-out for a hang-up."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-
-    def _look(self) -> None:
-        sock = self._transport.get_extra_info("socket")
-        if sock is None or self._transport.is_closing():
-            return
-        poll = select.poll()
-        poll.register(sock.fileno(), select.POLLRDHUP)
-        if poll.poll(0):
-            self._transport.abort()
-        else:
-            self._timer = self._loop.call_later(HANGUP_POLL_SECONDS, self._look)

@@ -39,8 +39,16 @@ class NotSent(StoreUnavailable):
 class Link:
     """Calls to one Redis. Made and used on one event loop; `close` ends it."""
 
-    def __init__(self, url: str, *, call_seconds: float = CALL_SECONDS, connections: int = CONNECTIONS) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        place_seconds: float = PLACE_SECONDS,
+        call_seconds: float = CALL_SECONDS,
+        connections: int = CONNECTIONS,
+    ) -> None:
         """Read the URL; connects with the first call. Raises ValueError for what is no Redis URL."""
+        self._place_seconds = place_seconds
         self._call_seconds = call_seconds
         self._factory = BlockingConnectionPool.from_url(
             url,
@@ -94,7 +102,7 @@ class Link:
 
     async def _take_place(self) -> None:
         try:
-            async with asyncio.timeout(PLACE_SECONDS if self._places.locked() else None):
+            async with asyncio.timeout(self._place_seconds if self._places.locked() else None):
                 await self._places.acquire()
         except TimeoutError:
             raise NotSent("too many calls to Redis at once") from None

@@ -79,7 +79,7 @@ class RedisMailbox:
 
     def __init__(self, url: str, clock: Callable[[], float] | None = None) -> None:
         """Connect with the first call; `clock` replaces Redis' time in tests. Raises ValueError for a bad URL."""
-        self._link = Link(url, call_seconds=CALL_SECONDS, connections=CONNECTIONS)
+        self._link = Link(url, place_seconds=CALL_SECONDS, call_seconds=CALL_SECONDS, connections=CONNECTIONS)
         self._clock = clock
         self._listeners = Listeners()
         self._listening: asyncio.Task[None] | None = None

@@ -109,8 +109,7 @@ class State:
             purse.reserved += entry.amount
             if self.written_down:
                 self._put_purse(name, purse)
-        if self.written_down:
-            self.put_entry(entry)
+        self.put_entry(entry)
 
     def renew(self, entry_id: str, lease_end: float) -> None:
         """Put off the end of an entry whose request is still being answered."""
@@ -302,8 +301,7 @@ class State:
 
     def _drop_entry(self, entry_id: str) -> None:
         self.entries.pop(entry_id, None)
-        if self.written_down:
-            self._put("no entry", entry_id)
+        self._put("no entry", entry_id)
 
     # What is written down
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import select
 import ssl
+from collections.abc import Callable
 from typing import Protocol, cast
 
 # Unread answer bytes beyond the first mark stop the socket; below the second they start it again.
@@ -36,6 +37,7 @@ class Connection(asyncio.Protocol):
         self._write_paused = False
         self._read_paused = False
         self.lost = False
+        self.on_pace: Callable[[bool], None] | None = None  # called when upstream falls behind (True) or has caught up
 
     @property
     def open(self) -> bool:
@@ -59,6 +61,11 @@ class Connection(asyncio.Protocol):
     def write_paused(self) -> bool:
         """Say whether upstream is slower than we write."""
         return self._write_paused
+
+    @property
+    def unsent_bytes(self) -> int:
+        """Return how much of what was written has not left the process."""
+        return 0 if self._transport is None or self.lost else self._transport.get_write_buffer_size()
 
     def listen(self, listener: Listener | None) -> None:
         """Hand the connection to its next listener, or to nobody while it idles."""
@@ -124,10 +131,14 @@ class Connection(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         self._write_paused = True
+        if self.on_pace is not None:
+            self.on_pace(True)
 
     def resume_writing(self) -> None:
         self._write_paused = False
         self._wake_writer()
+        if self.on_pace is not None:
+            self.on_pace(False)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.lost = True

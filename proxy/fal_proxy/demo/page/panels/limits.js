@@ -7,6 +7,7 @@ import { tell, wire } from "../wire.js";
 const BURST = 8;
 const LIVELY_MILLISECONDS = 6000; // after anything went over the wire
 const LOOK_MILLISECONDS = 1500;
+const SELDOM = 6; // of these looks is enough while nothing happens: each is a line in the terminal of `dev`
 const dollars = (microusd) => `$${(microusd / 1e6).toFixed(microusd % 1e4 ? 3 : 2)}`;
 
 export function limitsPanel(world, player) {
@@ -106,8 +107,11 @@ export function limitsPanel(world, player) {
     look().then(() => stage.busy || stage.idle(`${name} is on the plan “${bars.dataset.plan}”.`), () => {});
   });
   new IntersectionObserver(([entry]) => (seen = entry.isIntersecting)).observe(stage.panel);
+  let looks = 0;
   setInterval(() => {
-    if (!document.hidden && (seen || performance.now() < lively)) look().catch(() => {});
+    looks += 1;
+    const due = performance.now() < lively || (seen && looks % SELDOM === 0);
+    if (!document.hidden && due) look().catch(() => {});
   }, LOOK_MILLISECONDS);
 }
 

@@ -11,6 +11,7 @@ from bench.subjects import BARE, EXPRESS, HONO, NGINX, OURS, Subject
 
 RATE, COST, SHARE, ADDED = "requests/s", "µs of processor each", "% of its core", "µs, p50"
 SPEED, GROWTH, IDLE = "MB/s", "MiB more memory", "bytes per idle connection"
+PER_SECOND = "MB per processor second"
 MESSAGES, DELAY = "messages/s", "ms from source to caller, p50"
 COLUMNS = (NGINX, EXPRESS, HONO, BARE, OURS)
 Row = tuple[str, str]  # a case and what was measured of it
@@ -37,7 +38,7 @@ class Figures:
     def speed(self, case: str, subject: Subject, measured: Measured) -> None:
         """Take a round of one large transfer."""
         self.add(case, SPEED, subject.name, measured.rate / 1e6)
-        self.add(case, "MB per processor second", subject.name, 1e-6 / measured.cost_seconds)
+        self.add(case, PER_SECOND, subject.name, 1e-6 / measured.cost_seconds)
 
     def median(self, case: str, what: str, subject: str = OURS) -> float | None:
         """Return a row's median for a subject, None where it was not measured."""
@@ -48,6 +49,13 @@ class Figures:
         """Return ours to another subject's."""
         ours, other = self.median(case, what), self.median(case, what, to)
         return None if ours is None or not other else ours / other
+
+    def effort(self, case: str, what: str, to: str) -> float | None:
+        """Return the same ratio by processor time, which others on the machine hardly change; None without one."""
+        if what == SPEED:
+            return self.ratio(case, PER_SECOND, to)
+        cost = self.ratio(case, COST, to) if what in (RATE, MESSAGES) else None
+        return 1 / cost if cost else None
 
     def table(self) -> list[str]:
         """Return all rows as a table: medians, ranges, and ours to the others'."""
@@ -106,4 +114,5 @@ class Goal(NamedTuple):
         bound = f"≥ {self.least:g}" if self.least is not None else f"≤ {self.most:g}"
         unit = f" of {self.to}'s" if self.to else ""
         verdict = "reached" if reached else "**not reached**"
-        return f"| {self.case}, {self.what} | {bound}{unit} | {_number(value)} | {verdict} |"
+        effort = "" if self.to is None else _number(figures.effort(self.case, self.what, self.to))
+        return f"| {self.case}, {self.what} | {bound}{unit} | {_number(value)} | {verdict} | {effort} |"

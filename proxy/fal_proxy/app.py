@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, MutableMapping
+from collections.abc import Mapping
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
@@ -17,18 +16,16 @@ from fal_proxy.admission.gate import Gate
 from fal_proxy.admission.limits import compile_limits, parse_budget
 from fal_proxy.admission.rates import parse_rates
 from fal_proxy.admission.settler import Settler
+from fal_proxy.asgi import EXTENSION, Scope, asks_first, closing_instead, read_request
+from fal_proxy.callbacks import Callbacks
 from fal_proxy.direct import Direct
-from fal_proxy.environment import Secret, admin_token, captured, header_secret, signing_secrets
+from fal_proxy.environment import Secret, admin_token, captured, signing_secrets
 from fal_proxy.errors import Misconfigured, Refusal, StoreUnavailable
 from fal_proxy.exchange import Request
 from fal_proxy.gateway import ACCEPT_PLAIN, CLIENT_PROXY, Gateway
-from fal_proxy.identity import Identities, Source
-from fal_proxy.identity.anonymous import Anonymous
-from fal_proxy.identity.forward import ForwardAuth
-from fal_proxy.identity.header import TrustedHeader
-from fal_proxy.identity.jwt import JwtBearers
-from fal_proxy.identity.key import UserKeys
+from fal_proxy.identity.app import Identify
 from fal_proxy.identity.network import TrustedProxies
+from fal_proxy.identity.opening import open_identities
 from fal_proxy.identity.ticket import Tickets
 from fal_proxy.lifecycle import Lifecycle, Stage
 from fal_proxy.policy.inputs import InputRules
@@ -39,13 +36,14 @@ from fal_proxy.realtime import Realtime, ServerExtension
 from fal_proxy.relay.answering import Reset
 from fal_proxy.relay.guard import KeyGuard
 from fal_proxy.relay.http import Patience
-from fal_proxy.relay.inbound import Message, Receive, Send
+from fal_proxy.relay.inbound import Receive, Send
 from fal_proxy.relay.websocket import Terms
 from fal_proxy.reply import Reply
 from fal_proxy.settings import ENV_UPSTREAM, Settings, config_path
 from fal_proxy.settings import Realtime as RealtimeSettings
 from fal_proxy.storage import Storage
 from fal_proxy.stores import Store
+from fal_proxy.stores.mailbox import Mailbox
 from fal_proxy.stores.opening import JournalError, open_store
 from fal_proxy.telemetry import Telemetry
 from fal_proxy.uploads import Uploads
@@ -53,27 +51,28 @@ from fal_proxy.upstream.credentials import FalKey, FalKeys, fal_keys
 from fal_proxy.upstream.dial import Dialer, Route
 from fal_proxy.upstream.engine import Engine
 from fal_proxy.upstream.keys import KeyPool
-
-# What our own server adds to the scope; other servers lack it and we do without.
-EXTENSION = "fal_proxy"
-
-Scope = MutableMapping[str, Any]
+from fal_proxy.webhooks import Hub, dead_letters, open_hub
+from fal_proxy.webhooks.dead_letters import DeadLetters
 
 
 class App:
     """The ASGI application. Close it with its lifespan, or with `await close()`.
 
-    `admin` is another one, for a listener of its own; `metrics` is what it shows, `keys` what it calls fal with.
+    `admin` is another one, for a listener of its own; `metrics` is what it shows, `access` where its lines go, `keys` what it calls
+    fal with.
     """
 
-    def __init__(self, gateway: Gateway, realtime: Realtime, admin: Admin, max_message_bytes: int) -> None:
+    def __init__(
+        self, gateway: Gateway, realtime: Realtime, hub: Hub | None, admin: Admin, max_message_bytes: int
+    ) -> None:
         self.admin = admin
         self.max_message_bytes = max_message_bytes  # of a WebSocket; the server bounds it
-        self.metrics = gateway.telemetry.metrics
+        self.metrics, self.access = gateway.telemetry.metrics, gateway.telemetry.access
         self.lifecycle = gateway.lifecycle
         self.keys = gateway.keys
         self._gateway = gateway
         self._realtime = realtime
+        self._hub = hub
         self._mount = gateway.mount
         self._settling: asyncio.Task[None] | None = None
 
@@ -82,10 +81,12 @@ class App:
         if self._settling is None:
             # With the first message of any kind: a host may mount us without a lifespan.
             self._settling = asyncio.get_running_loop().create_task(self._gateway.settler.run())
-        if scope["type"] == "lifespan":
-            await self._lifespan(receive, send)
-        elif scope["type"] == "http":
+            if self._hub is not None:
+                self._hub.start()
+        if scope["type"] == "http":
             await self._http(scope, receive, send)
+        elif scope["type"] == "lifespan":
+            await self._lifespan(receive, send)
         else:
             await self._socket(scope, receive, send)
 
@@ -96,6 +97,8 @@ class App:
             await asyncio.wait([self._settling])
         self._gateway.engine.close()
         await self._gateway.identities.close()
+        if self._hub is not None:
+            await self._hub.close()
         await self._gateway.gate.store.close()
         self._gateway.telemetry.close()
 
@@ -177,38 +180,6 @@ class App:
                 return
 
 
-def asks_first(request: Request) -> bool:
-    """Say whether this looks like a CORS preflight, which the gateway judges, whatever it asks about."""
-    return request.method == "OPTIONS" and any(name == b"access-control-request-method" for name, _ in request.headers)
-
-
-def read_request(scope: Scope) -> Request:
-    """Return the request in raw bytes: from the request line where our server keeps it, else from ASGI's parts."""
-    client = scope.get("client")
-    target: bytes | None = scope.get("extensions", {}).get(EXTENSION, {}).get("raw_target")
-    if target is None:
-        path: bytes = scope.get("raw_path") or scope["path"].encode()
-        query = scope["query_string"] or None  # ASGI cannot say whether an empty query had its `?`
-    else:
-        path, mark, rest = target.partition(b"?")
-        query = rest if mark else None
-    scheme = {"ws": "http", "wss": "https"}.get(scope["scheme"]) or str(scope["scheme"])
-    peer = client[0] if client else ""
-    return Request(scope.get("method", "GET"), path, query, list(scope["headers"]), peer, scheme)
-
-
-def closing_instead(send: Send) -> Send:
-    """Return `send` for a server that cannot refuse a handshake with an answer of ours: it says 403."""
-
-    async def closing(message: Message) -> None:
-        if message["type"] == "websocket.http.response.start":
-            await send({"type": "websocket.close", "code": 1008})
-        elif message["type"] != "websocket.http.response.body":
-            await send(message)
-
-    return closing
-
-
 def create_app(
     settings: Settings | None = None,
     *,
@@ -216,14 +187,17 @@ def create_app(
     environ: Mapping[str, str] | None = None,
     key: Secret | None = None,
     store: Store | None = None,
+    mailbox: Mailbox | None = None,
+    identify: Identify | None = None,
 ) -> App:
     """Return the application for `settings`, or for file and environment.
 
-    `key` replaces the environment's fal key; `store` what `state.url` names, and the app closes it. Raises Misconfigured
-    with every error that `check` finds.
+    `key` replaces the environment's fal key; `store` and `mailbox` what `state.url` names, and the app closes them;
+    `identify` names the users of an app that this one is mounted in, before every configured source. Raises
+    Misconfigured with every error that `check` finds.
     """
     environ = captured() if environ is None else environ
-    report = check.examine(settings, config, environ, key=key)
+    report = check.examine(settings, config, environ, key=key, embedded=identify is not None)
     if report.errors:
         raise Misconfigured([f"{finding.path}: {finding.message}" for finding in report.errors])
     settings = report.settings
@@ -254,7 +228,7 @@ def create_app(
     gateway = Gateway(
         mount=settings.mount.encode(),
         site=site,
-        identities=_identities(settings, site, folder, environ),
+        identities=open_identities(settings, folder, environ, identify, is_https=site.is_https),
         plans={name: compile_plan(name, plan) for name, plan in settings.plans.items()},
         inputs=inputs,
         realtime_mode=settings.realtime.mode,
@@ -274,10 +248,20 @@ def create_app(
         trusted_proxies=TrustedProxies(settings.server.trusted_proxies),
         lifecycle=Lifecycle(),
         uploads=Uploads.of(settings, site, route, signing),
+        callbacks=Callbacks.of(settings, site, signing),
     )
     Storage.of(settings.storage, gateway).open()
+    try:
+        hub = open_hub(settings, gateway, dialer, environ, folder, mailbox)
+    except JournalError as error:
+        raise Misconfigured([f"state.url: {error}"]) from error
     admin = Admin(settings.admin.host, admin_token(environ, []), telemetry.metrics)
-    return App(gateway, _realtime(settings.realtime, gateway, dialer), admin, settings.realtime.max_message_bytes)
+    if hub is not None:
+        letters = DeadLetters(hub.mailbox)
+        admin.show(dead_letters.PATH, letters.view)
+        admin.act(dead_letters.PATH + b"/", b"/retry", letters.retry)
+    sockets = _realtime(settings.realtime, gateway, dialer)
+    return App(gateway, sockets, hub, admin, settings.realtime.max_message_bytes)
 
 
 def _realtime(settings: RealtimeSettings, gateway: Gateway, dialer: Dialer) -> Realtime:
@@ -288,22 +272,3 @@ def _realtime(settings: RealtimeSettings, gateway: Gateway, dialer: Dialer) -> R
 
 def _usd_per_second(settings: RealtimeSettings) -> Fraction | None:
     return None if settings.usd_per_second is None else Fraction(repr(settings.usd_per_second))
-
-
-def _identities(settings: Settings, site: Site, folder: Path, environ: Mapping[str, str]) -> Identities:
-    """Build the listed identity sources, and only those: what is not listed opens nothing and asks nobody."""
-    identity = settings.identity
-
-    def anonymous() -> Source:
-        trusted = TrustedProxies(settings.server.trusted_proxies)
-        return Anonymous(signing_secrets(environ, []), identity.anonymous.plan, trusted, site.is_https)
-
-    build: dict[str, Callable[[], Source]] = {
-        "key": lambda: UserKeys(folder / identity.key.file),
-        "jwt": lambda: JwtBearers.of(identity.jwt),
-        "forward": lambda: ForwardAuth.of(identity.forward),
-        "header": lambda: TrustedHeader(identity.header, header_secret(environ, [])),
-        "anonymous": anonymous,
-    }
-    whole = "forward" in identity.sources and "authorization" in map(str.lower, identity.forward.headers)
-    return Identities([build[name]() for name in identity.sources], any_scheme=whole)

@@ -21,7 +21,7 @@ from fal_proxy.identity.findings import judge_sources, named_elsewhere
 from fal_proxy.identity.key import KeyFileError, KeyRecord, read
 from fal_proxy.identity.network import TrustedProxies
 from fal_proxy.loading import Finding
-from fal_proxy.policy import inputs, pricing
+from fal_proxy.policy import inputs, pricing, webhooks
 from fal_proxy.policy.endpoints import Globs
 from fal_proxy.policy.origin import Site
 from fal_proxy.policy.plans import compile_plan
@@ -75,9 +75,14 @@ class Report:
 
 
 def examine(
-    settings: Settings | None, config: str | Path | None, environ: Mapping[str, str], *, key: Secret | None = None
+    settings: Settings | None,
+    config: str | Path | None,
+    environ: Mapping[str, str],
+    *,
+    key: Secret | None = None,
+    embedded: bool = False,
 ) -> Report:
-    """Return all findings about `settings`, or about file and environment when it is None."""
+    """Return all findings about `settings`, or about file and environment; `embedded`: an app names its users itself."""
     if settings is None:
         settings, findings = Settings.load(config, environ)
         report = Report(settings, findings)
@@ -89,12 +94,13 @@ def examine(
     _judge_plans(report)
     _judge_money(report)
     _judge_realtime(report)
-    _judge_storage(report, environ)
+    _judge_storage(report)
+    report.findings += webhooks.findings(report.settings, environ)
     _judge_state(report, config_path(config, environ).parent)
     for index, rule in enumerate(report.settings.inputs):
         for fault in inputs.faults(rule):
             report.error(f"inputs[{index}]", fault)
-    _judge_sources(report, config_path(config, environ).parent, environ)
+    _judge_sources(report, config_path(config, environ).parent, environ, embedded=embedded)
     _judge_admin(report, admin_token(environ, report.findings))
     return report
 
@@ -148,8 +154,12 @@ def _judge_keys_of_fal(report: Report, environ: Mapping[str, str], key: Secret |
 
 
 def _judge_secrets(report: Report, environ: Mapping[str, str]) -> None:
-    if "anonymous" in report.settings.identity.sources and not signing_secrets(environ, report.findings):
-        report.error(ENV_SECRET, "anonymous callers need a signing secret: set it to 32 random bytes, in hex")
+    settings = report.settings
+    needs = ["anonymous callers"] if "anonymous" in settings.identity.sources else []
+    needs += ["relayed uploads"] if settings.storage.mode == "relay" else []
+    needs += ["webhooks"] if settings.webhooks.mode == "hub" else []
+    if needs and not signing_secrets(environ, report.findings):
+        report.error(ENV_SECRET, f"{', '.join(needs)} need a signing secret: set it to 32 random bytes, in hex")
     if upstream := environ.get(ENV_UPSTREAM):
         report.attempt(ENV_UPSTREAM, lambda: Route(upstream))
         report.warn(ENV_UPSTREAM, "all traffic, and the fal key, goes there instead of to fal")
@@ -213,16 +223,10 @@ def _judge_realtime(report: Report) -> None:
         report.warn("realtime.mode", "no plan has realtime_token, so realtime is closed to everybody")
 
 
-def _judge_storage(report: Report, environ: Mapping[str, str]) -> None:
+def _judge_storage(report: Report) -> None:
     storage = report.settings.storage
-    if storage.mode == "relay":
-        told_already = "anonymous" in report.settings.identity.sources
-        if not signing_secrets(environ, [] if told_already else report.findings) and not told_already:
-            report.error(ENV_SECRET, "relayed uploads need a signing secret: set it to 32 random bytes, in hex")
-        if not report.settings.server.public_url:
-            report.warn(
-                "server.public_url", "is empty: upload URLs begin with the socket's scheme and the request's Host"
-            )
+    if storage.mode == "relay" and not report.settings.server.public_url:
+        report.warn("server.public_url", "is empty: upload URLs begin with the socket's scheme and the request's Host")
     if storage.max_upload_bytes < 1:
         report.error("storage.max_upload_bytes", "must be at least 1")
     report.attempt("storage.content_types", partial(UploadRules, storage.content_types))
@@ -253,16 +257,12 @@ def _judge_state(report: Report, folder: Path) -> None:
         report.warn("state.ownership", "whoever knows a request id and may call can read and cancel it")
 
 
-def _judge_sources(report: Report, folder: Path, environ: Mapping[str, str]) -> None:
+def _judge_sources(report: Report, folder: Path, environ: Mapping[str, str], *, embedded: bool) -> None:
     settings = report.settings
     sources = settings.identity.sources
-    if not sources:
-        report.error("identity.sources", 'nobody may call: list "key", "jwt", "forward", "header" or "anonymous"')
-    if len(set(sources)) != len(sources):
-        report.error("identity.sources", "lists a source twice")
     if "key" in sources:
         _judge_keys(report, folder / settings.identity.key.file)
-    report.findings += judge_sources(settings, header_secret(environ, report.findings))
+    report.findings += judge_sources(settings, header_secret(environ, report.findings), embedded=embedded)
     report.access += [f"{who}: {_opens(settings, DEFAULT_PLAN)}" for who in named_elsewhere(settings.identity)]
     if "anonymous" in sources:
         plan = settings.identity.anonymous.plan

@@ -189,17 +189,19 @@ async def test_settlement_replaces_only_what_it_may(case: Settled, bench: Bench)
     budgets = (BUDGET, Budget("everyone", 1000, "total"))
     await bench.admit(budgets=budgets, concurrency=(SLOT,), amount=40, entry_id="entry-1")
     await bench.submit(1, "me")
+    changes = 0
     for outcome, amount in case.outcomes:
-        await bench.store.settle("entry-1", outcome, amount)
+        changes += await bench.store.settle("entry-1", outcome, amount)
         assert await bench.in_use("caller") == (0,)
+    assert changes == case.charged
     assert [usage[:2] for usage in await bench.usage(*budgets)] == [(case.charged, 0)] * 2
 
 
 async def test_entry_without_a_request_id_is_over_when_it_is_settled(bench: Bench) -> None:
     await bench.admit(budgets=(BUDGET,), amount=40, entry_id="run")
-    await bench.store.settle("run", Outcome.BILLED, 30)
-    await bench.store.settle("run", Outcome.BILLED, 90)
-    await bench.store.settle("nobody's", Outcome.BILLED, 90)
+    assert await bench.store.settle("run", Outcome.BILLED, 30) == 30
+    assert await bench.store.settle("run", Outcome.BILLED, 90) == 0
+    assert await bench.store.settle("nobody's", Outcome.BILLED, 90) == 0
     assert (await bench.usage(BUDGET))[0][:2] == (30, 0)
 
 

@@ -62,6 +62,17 @@ def test_exchange_is_timed_by_its_clock_and_counted_when_it_ends() -> None:
     assert total(found, "fal_proxy_cost_microusd_total", plan="default") == 25_000
 
 
+def test_charge_that_fal_lowers_is_counted_apart_because_counters_only_rise() -> None:
+    telemetry = Telemetry(["default"], Idle())
+    for change in (40_000, -15_000):
+        exchange = telemetry.begin()
+        exchange.kind, exchange.plan, exchange.cost_microusd = Kind.RESULT, "default", change
+        telemetry.finish(exchange)
+    found = parsed(telemetry.metrics.exposition().decode())
+    assert total(found, "fal_proxy_cost_microusd_total", plan="default") == 40_000
+    assert total(found, "fal_proxy_cost_lowered_microusd_total", plan="default") == 15_000
+
+
 def test_two_apps_count_apart() -> None:
     one, other = Telemetry(["default"], Idle()), Telemetry(["default"], Idle())
     one.finish(one.begin())

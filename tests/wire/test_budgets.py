@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from support.limited import (
     units,
     wide,
 )
+from support.lines import Lines
 from support.peers import Peer
 from support.proxied import MOUNT
 from support.raw import raw_client, request
@@ -263,9 +265,14 @@ async def test_repeated_results_charge_once_and_fals_latest_word_counts(limit: L
     limited, fal = await limit(wide(budget="1.00/day"), prices=PRICES)
     job, _other = [await limited.submit(limited.ada) for _ in range(2)]
     fal.says["result"] = ok(b"{}", units("2"))
-    answers = await asyncio.gather(*(limited.ask(result(job), limited.ada) for _ in range(20)))
+    with Lines() as lines:
+        answers = await asyncio.gather(*(limited.ask(result(job), limited.ada) for _ in range(20)))
+        await limited.idle()
     assert {answer.status for answer in answers} == {200}
     assert await limited.money(limited.ada) == (80_000, 40_000), "the other job is still open"
+    assert sorted(line["cost_microusd"] for line in (json.loads(text) for text in lines.text)) == [0] * 19 + [80_000], (
+        "and one line tells of it"
+    )
     fal.says["result"] = ok(b"{}", units("3"))
     await limited.ask(result(job), limited.ada)
     assert await limited.money(limited.ada) == (120_000, 40_000)

@@ -4,25 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import select
 import socket
 import struct
 from typing import TYPE_CHECKING
 
 from uvicorn.protocols.http.flow_control import FlowControl
-from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from uvicorn._types import ASGISendEvent, HTTPScope
-
 HANGUP_POLL_SECONDS = 0.05
 # Of an answer that is not read, at most the sum of both waits here.
 HIGH_WATER_BYTES = 124 * 1024
-PIECE_BYTES = 128 * 1024
-_log = logging.getLogger("uvicorn.error")
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER, zero seconds: close() sends RST
 
 
@@ -85,6 +79,34 @@ class Lookout:
             self.start()
 
 
+class Departure:
+    """Tells those who work for a caller that it has left, once, and who comes too late at once."""
+
+    __slots__ = ("_happened", "_listeners")
+
+    def __init__(self) -> None:
+        self._happened = False
+        self._listeners: list[Callable[[], None]] = []
+
+    def listen(self, listener: Callable[[], None]) -> None:
+        """Call `listener` when the caller has left."""
+        if self._happened:
+            listener()
+        else:
+            self._listeners.append(listener)
+
+    def happen(self) -> None:
+        """Tell everybody."""
+        self._happened = True
+        for listener in self._listeners:
+            listener()
+        self._listeners.clear()
+
+    def forget(self) -> None:
+        """Tell nobody who listened so far: their work is done."""
+        self._listeners.clear()
+
+
 class Flow(FlowControl):
     """Flow control that notices a caller who leaves behind bytes that are not read yet."""
 
@@ -103,7 +125,8 @@ class Flow(FlowControl):
     def release(self) -> None:
         """Read again."""
         self._held = False
-        self.resume_reading()
+        if self.read_paused:
+            self.resume_reading()
 
     def pause_reading(self) -> None:
         """Stop reading, and look for a hang-up instead."""
@@ -116,43 +139,3 @@ class Flow(FlowControl):
         if self.read_paused and not self._held and not self._transport.is_closing():
             self._lookout.stop()
             super().resume_reading()
-
-
-class Cycle(RequestResponseCycle):
-    """One request and its answer; a long piece of the answer goes in steps, each as the caller takes the one before."""
-
-    def __init__(
-        self,
-        scope: HTTPScope,
-        transport: asyncio.Transport,
-        flow: FlowControl,
-        expect_100_continue: bool,
-        keep_alive: bool,
-        on_response: Callable[[], None],
-    ) -> None:
-        super().__init__(
-            scope=scope,
-            transport=transport,
-            flow=flow,
-            logger=_log,
-            access_logger=_log,
-            access_log=False,
-            default_headers=[],
-            message_event=asyncio.Event(),
-            expect_100_continue=expect_100_continue,
-            keep_alive=keep_alive,
-            on_response=on_response,
-        )
-
-    async def send(self, message: ASGISendEvent) -> None:
-        """Take one ASGI message."""
-        if message["type"] == "http.response.body":
-            body = message.get("body", b"")
-            if len(body) > PIECE_BYTES:
-                more = message.get("more_body", False)
-                for start in range(0, len(body), PIECE_BYTES):
-                    piece = body[start : start + PIECE_BYTES]
-                    last = start + PIECE_BYTES >= len(body)
-                    await super().send({"type": "http.response.body", "body": piece, "more_body": more or not last})
-                return
-        await super().send(message)

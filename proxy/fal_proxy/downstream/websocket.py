@@ -18,7 +18,7 @@ from uvicorn.config import Config
 from uvicorn.protocols.utils import ClientDisconnected, get_local_addr, get_remote_addr, is_ssl
 from uvicorn.server import ServerState
 
-from fal_proxy.app import EXTENSION
+from fal_proxy.asgi import EXTENSION
 from fal_proxy.downstream.faults import NO_HANDSHAKE
 from fal_proxy.downstream.flow import HIGH_WATER_BYTES, Lookout
 from fal_proxy.downstream.handshake import Fields, accepted, denied, scope_of, switching

@@ -10,13 +10,14 @@ from .access import Access
 from .files import Files
 from .jobs import Jobs
 from .pictures import Gallery
+from .signing import Signer
 
 _MICROSECOND = Decimal("0.000001")
 
 
 @dataclass
 class World:
-    """The state of one emulator; `rng` is the only source of chance, `clock` the only source of time."""
+    """The state of one emulator; `rng` is the source of chance, `clock` the only source of time."""
 
     rng: Random
     clock: Callable[[], float]
@@ -24,6 +25,7 @@ class World:
     access: Access
     files: Files
     jobs: Jobs
+    signer: Signer
 
     def seconds_since(self, moment: float) -> Decimal:
         """Return the seconds that have passed on the clock, exact to the microsecond and never less than passed."""
@@ -41,4 +43,4 @@ def new_world(
     """Make the state of a new emulator; without a seed every one differs."""
     rng = Random(seed)  # noqa: S311 (an emulator's secrets guard nothing, and a seed must reproduce them)
     access = Access(rng, clock, api_keys)
-    return World(rng, clock, speed, access, Files(public_url, rng, clock, Gallery()), Jobs(clock))
+    return World(rng, clock, speed, access, Files(public_url, rng, clock, Gallery()), Jobs(clock), Signer(seed))

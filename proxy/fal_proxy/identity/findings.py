@@ -10,13 +10,19 @@ from collections.abc import Iterator
 
 from fal_proxy.environment import MIN_SECRET_BYTES, Secret
 from fal_proxy.identity import DEFAULT_PLAN
+from fal_proxy.identity.app import APP
 from fal_proxy.identity.jwks import ALGORITHMS
 from fal_proxy.identity.network import Networks
 from fal_proxy.loading import Finding
 from fal_proxy.settings import ENV_HEADER_SECRET, ForwardSource, HeaderSource, Identity, JwtSource, Settings
 from fal_proxy.upstream.own_calls import is_askable
 
-_AMBIENT = {"anonymous": "anonymous callers", "forward": "forward auth", "header": "a trusted header"}
+_AMBIENT = {
+    "anonymous": "anonymous callers need",
+    "forward": "forward auth needs",
+    "header": "a trusted header needs",
+    APP: "the users of your own app need",
+}
 _TOKEN = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")  # RFC 9110 §5.6.2
 # Fields that frame a message, or that decide something else here: neither may be passed on or name anybody.
 _FRAMING = frozenset(
@@ -25,10 +31,18 @@ _FRAMING = frozenset(
 _TAKEN = _FRAMING | frozenset(["authorization", "cookie", "origin", "sec-fetch-site", "x-fal-target-url"])
 
 
-def judge_sources(settings: Settings, secret: Secret | None) -> Iterator[Finding]:
-    """Yield every finding about the listed sources; `secret` is the environment's for the trusted header."""
+def judge_sources(settings: Settings, secret: Secret | None, *, embedded: bool = False) -> Iterator[Finding]:
+    """Yield every finding about the listed sources; `secret` is the environment's for the trusted header.
+
+    `embedded`: an app names its users too.
+    """
     identity = settings.identity
-    sources = identity.sources
+    sources = [*([APP] if embedded else []), *identity.sources]
+    if not sources:
+        message = 'nobody may call: list "key", "jwt", "forward", "header" or "anonymous"'
+        yield Finding("error", "identity.sources", message)
+    if len(set(sources)) != len(sources):
+        yield Finding("error", "identity.sources", "lists a source twice")
     if "jwt" in sources:
         yield from _judge_jwt(identity.jwt)
     if "forward" in sources:
@@ -37,15 +51,15 @@ def judge_sources(settings: Settings, secret: Secret | None) -> Iterator[Finding
         yield from _judge_header(identity.header, secret)
     if not settings.server.public_url and not settings.server.hosts:
         for source in dict.fromkeys(source for source in sources if source in _AMBIENT):
-            message = f"{_AMBIENT[source]} needs public_url or hosts: the browser must know what is ours"
-            yield Finding("error", "server.public_url", message.replace("callers needs", "callers need"))
+            message = f"{_AMBIENT[source]} public_url or hosts: the browser must know what is ours"
+            yield Finding("error", "server.public_url", message)
     if DEFAULT_PLAN not in settings.plans:
         if "header" in sources:
             yield Finding("error", "identity.header", "its callers are on plan `default`, and there is none")
-        for source in ("jwt", "forward"):
+        for source in ("jwt", "forward", APP):
             if source in sources:
                 message = "callers without a plan of their own are on plan `default`, and there is none"
-                yield Finding("warning", f"identity.{source}", message)
+                yield Finding("warning", "identity" if source == APP else f"identity.{source}", message)
 
 
 def named_elsewhere(identity: Identity) -> list[str]:

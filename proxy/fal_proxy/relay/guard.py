@@ -85,11 +85,13 @@ class KeyGuard:
         self._alphabet, self._shortest = _alphabet_of(())
         self._runs: dict[bytes, list[bytes]] = {}  # by anchor
         self._escapes = _escapes_of(frozenset())
+        self._tails: dict[int, frozenset[bytes]] = {}  # every piece of a form that is as long as its tail, by length
 
     def watch_for(self, keys: Iterable[Secret]) -> None:
         """Watch for these keys from now on, also in answers that are under way."""
         secrets = [secret_half(key).encode("latin-1") for key in keys]
         self._forms = tuple(dict.fromkeys(form for each in secrets if len(each) >= RUN_CHARS for form in _forms(each)))
+        self._tails = {size: _pieces(self._forms, size) for size in {form.tail for form in self._forms}}
         self._runs = {}
         for form in self._forms:
             for anchor in form.anchors():
@@ -98,15 +100,19 @@ class KeyGuard:
         self._alphabet, self._shortest = _alphabet_of(self._forms)
         self._escapes = _escapes_of(frozenset(b"".join(form.text for form in self._forms)))
 
-    def judge(self, *pieces: bytes) -> None:
-        """Judge what goes down whole: a body, a frame, the values of a head. Raises UpstreamInvalid."""
-        for piece in pieces:
-            if self.holds_key(piece):
-                raise self.alarm()
+    def judge(self, piece: bytes) -> None:
+        """Judge what goes down whole: a body, a frame. Raises UpstreamInvalid."""
+        if self.holds_key(piece):
+            raise self.alarm()
 
-    def judge_fields(self, fields: Headers) -> None:
-        """Judge header fields. Raises UpstreamInvalid."""
-        self.judge(b"\n".join([part for field in fields for part in field]))
+    def judge_fields(self, fields: Headers, body: bytes = b"") -> None:
+        """Judge header fields, and the body behind them as far as it was read. Raises UpstreamInvalid."""
+        parts = [part for field in fields for part in field]
+        if len(body) < _LARGE_BYTES and b"\0" not in body:
+            parts.append(body)  # at once: no key has a line break, and this body does not hide escapes in the fields
+        else:
+            self.judge(body)
+        self.judge(b"\n".join(parts))
 
     def watch(self) -> Watch:
         """Return a watch over one body or one direction of a socket."""
@@ -148,7 +154,10 @@ class KeyGuard:
         """Return how many bytes at the end of `end` may be the beginning of a key: 0, or enough for TAIL_CHARS."""
         plain = not (b"%" in end or b"\\u" in end or b"\\" in end[-_ESCAPE_BYTES:])
         last = end if plain else _unescaped(_without_begun(end))
-        if not any(last[-tail:] in text for text, _, tail in self._forms):
+        for tail, pieces in self._tails.items():
+            if last[-tail:] in pieces:
+                break
+        else:
             return 0
         for size in range(min(len(end), _OVERLAP_BYTES), 0, -1):
             piece = end[-size:] if plain else _unescaped(_without_begun(end[-size:]))
@@ -236,6 +245,11 @@ def _escapes_of(alphabet: frozenset[int]) -> tuple[re.Pattern[bytes], re.Pattern
         codes.append(f"[{high:x}{high:X}][{low}]")
     chosen = "|".join(codes) or "(?!)"
     return re.compile(f"%(?:{chosen})".encode()), re.compile(rf"\\u00(?:{chosen})".encode())
+
+
+def _pieces(forms: Iterable[_Form], size: int) -> frozenset[bytes]:
+    texts = [form.text for form in forms if form.tail == size]
+    return frozenset(text[at : at + size] for text in texts for at in range(len(text) - size + 1))
 
 
 def _without_begun(data: bytes) -> bytes:

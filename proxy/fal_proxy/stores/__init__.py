@@ -155,7 +155,7 @@ class Question:
 class Store(Protocol):
     """The contract. Methods raise StoreUnavailable when the store cannot answer in time.
 
-    `settle` and `completed` may instead be carried out later: they are idempotent.
+    `settle`, `completed` and `hasten` may instead be carried out later: they are idempotent.
     """
 
     async def admit(self, ask: Ask) -> Verdict:
@@ -164,15 +164,21 @@ class Store(Protocol):
     async def submitted(self, record: Record, lease_seconds: float = JOB_LEASE_SECONDS) -> None:
         """Record the ownership of a request id; durable on return. Its entry stays open until settled or leased out."""
 
-    async def settle(self, entry_id: str, outcome: Outcome, amount_microusd: int = 0) -> None:
-        """Replace an entry's reservation and free its slot.
+    async def settle(self, entry_id: str, outcome: Outcome, amount_microusd: int = 0) -> int:
+        """Replace an entry's reservation and free its slot; return by how much what it is charged has changed.
 
         BILLED replaces whatever was settled before, with `amount_microusd`; RELEASED and AS_RESERVED settle an open
-        entry only. Unknown entries are ignored.
+        entry only. Unknown entries are ignored. What is carried out later counts as no change.
         """
 
     async def completed(self, request_id: str) -> None:
         """Note that fal called the job COMPLETED: its slot is free, and its next result answer is final."""
+
+    async def hasten(self, request_id: str) -> None:
+        """Let the settler ask about a job now, because it has ended.
+
+        A few times even if it was charged as reserved already; not if it was released or billed, or nobody paid for it.
+        """
 
     async def find(self, request_id: str) -> Record | None:
         """Return the record of a request id."""

@@ -36,17 +36,20 @@ class FallbackStore:
         """Record in the shared store only."""
         await self._shared.submitted(record, lease_seconds)
 
-    async def settle(self, entry_id: str, outcome: Outcome, amount_microusd: int = 0) -> None:
+    async def settle(self, entry_id: str, outcome: Outcome, amount_microusd: int = 0) -> int:
         """Settle where the entry was admitted."""
         if entry_id in self._local_entries:
             self._local_entries.discard(entry_id)
-            await self._local.settle(entry_id, outcome, amount_microusd)
-        else:
-            await self._shared.settle(entry_id, outcome, amount_microusd)
+            return await self._local.settle(entry_id, outcome, amount_microusd)
+        return await self._shared.settle(entry_id, outcome, amount_microusd)
 
     async def completed(self, request_id: str) -> None:
         """Note it in the shared store."""
         await self._shared.completed(request_id)
+
+    async def hasten(self, request_id: str) -> None:
+        """Let the shared store do it."""
+        await self._shared.hasten(request_id)
 
     async def find(self, request_id: str) -> Record | None:
         """Ask the shared store."""

@@ -73,6 +73,7 @@ _CONSTANTS = {
     "REQUEST_LEASE": REQUEST_LEASE_SECONDS,
     "FIRST_ASK": state.FIRST_ASK_SECONDS,
     "LONGEST_ASK": state.LONGEST_ASK_SECONDS,
+    "LATE_ASKS": state.LATE_ASKS,
     "CONCURRENCY_RETRY": CONCURRENCY_RETRY_SECONDS,
 }
 SOURCE = "".join(
@@ -124,7 +125,7 @@ class RedisStore:
         submission = {
             "record": record,
             "lease_seconds": lease_seconds,
-            "flooder": holdings.flooder(record),
+            "flooder": holdings.flooder(record.owners),
             "most_per_owner": state.MAX_RECORDS_PER_OWNER,
             "most": state.MAX_RECORDS,
         }
@@ -134,15 +135,20 @@ class RedisStore:
             self._send_later("submitted", submission)
             raise
 
-    async def settle(self, entry_id: str, outcome: Outcome, amount_microusd: int = 0) -> None:
-        """Replace an entry's reservation and free its slot; later, if Redis is away now."""
+    async def settle(self, entry_id: str, outcome: Outcome, amount_microusd: int = 0) -> int:
+        """Replace an entry's reservation and free its slot; later, if Redis is away now, and 0 is returned."""
         if amount_microusd > MOST_MICROUSD:
             raise ValueError(f"amounts above {MOST_MICROUSD} micro-dollars cannot be counted exactly in Redis")
-        await self._now_or_later("settle", (entry_id, outcome, amount_microusd))
+        reply = await self._now_or_later("settle", (entry_id, outcome, amount_microusd))
+        return 0 if reply is None else int(msgspec.msgpack.decode(reply, type=float))
 
     async def completed(self, request_id: str) -> None:
         """Note that fal called the job COMPLETED; later, if Redis is away now."""
         await self._now_or_later("completed", request_id)
+
+    async def hasten(self, request_id: str) -> None:
+        """Let the settler of any process ask about a job now; later, if Redis is away now."""
+        await self._now_or_later("hasten", request_id)
 
     async def find(self, request_id: str) -> Record | None:
         """Return the record of a request id."""
@@ -206,11 +212,12 @@ class RedisStore:
             self._epoch = self._epoch or epoch.decode()
         return reply
 
-    async def _now_or_later(self, operation: str, argument: object) -> None:
+    async def _now_or_later(self, operation: str, argument: object) -> Any:
         try:
-            await self._run(operation, argument)
+            return await self._run(operation, argument)
         except StoreUnavailable:
             self._send_later(operation, argument)
+            return None
         except asyncio.CancelledError:
             self._send_later(operation, argument)
             raise

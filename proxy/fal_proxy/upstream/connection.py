@@ -33,6 +33,7 @@ class Connection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._listener: Listener | None = None
         self._drained: asyncio.Future[None] | None = None
+        self._unread: select.poll | None = None  # asks about the socket
         self._write_paused = False
         self._read_paused = False
         self.lost = False
@@ -49,11 +50,12 @@ class Connection(asyncio.Protocol):
 
         What the loop has not yet read is the end of the connection, or bytes that would become the next answer.
         """
-        if self._transport is None or not self.open:
+        if self._transport is None or self.lost or self._transport.is_closing():
             return False
-        unread = select.poll()
-        unread.register(self._transport.get_extra_info("socket").fileno(), select.POLLIN)
-        return not unread.poll(0)
+        if self._unread is None:
+            self._unread = select.poll()
+            self._unread.register(self._transport.get_extra_info("socket").fileno(), select.POLLIN)
+        return not self._unread.poll(0)
 
     @property
     def write_paused(self) -> bool:
@@ -68,7 +70,8 @@ class Connection(asyncio.Protocol):
     def listen(self, listener: Listener | None) -> None:
         """Hand the connection to its next listener, or to nobody while it idles."""
         self._listener = listener
-        self.resume_reading()
+        if self._read_paused:
+            self.resume_reading()
 
     def write(self, data: bytes) -> None:
         """Queue bytes; the caller awaits `drained()` while `write_paused`."""

@@ -33,7 +33,7 @@ CLOSE_SECONDS = 10.0  # for a caller to take what stands before a close frame, a
 UNWANTED_BYTES = 1024 * 1024  # of messages meanwhile, beside one of the largest
 LINGER_SECONDS = 10.0  # for a caller to take what is left and end their side
 LINGER_BYTES = 32 * 1024 * 1024  # what may still come meanwhile; it is not looked at
-_log = logging.getLogger("fal_proxy.websocket")
+_log = logging.getLogger("fal_proxy")
 
 
 class SocketProtocol(End, asyncio.Protocol):
@@ -168,6 +168,8 @@ class SocketProtocol(End, asyncio.Protocol):
             _log.exception("fault of the app")
         finally:
             if not self.close_sent:
+                if self._switch is not None:
+                    self._write(denied(500, [], b""))
                 self._finish()
 
     async def _receive(self) -> dict[str, Any]:

@@ -267,7 +267,7 @@ def create_app(
         telemetry=telemetry,
         prices=prices,
         gate=gate,
-        settler=Settler(store, engine, route, keys, charge_for, [ACCEPT_PLAIN, CLIENT_PROXY]),
+        settler=Settler(store, engine, route, keys, charge_for, [ACCEPT_PLAIN, CLIENT_PROXY], telemetry),
         guard=AddressGuard(),
         trusted_proxies=TrustedProxies(settings.server.trusted_proxies),
         lifecycle=Lifecycle(),

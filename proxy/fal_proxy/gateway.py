@@ -156,7 +156,7 @@ class Gateway:
             return
         addressed = address(request, self.mount)
         target = resolve(addressed.raw, request.method, plan.methods)
-        exchange.kind, exchange.endpoint_id = target.kind, target.endpoint_id
+        exchange.kind, exchange.endpoint_id, exchange.request_id = target.kind, target.endpoint_id, target.request_id
         judge_cross_site(caller, request, origin_accepted=accepted, header_form=addressed.header_form)
         realtime_mode, wma = self.realtime_mode, self.direct.wma
         permit(target, plan, storage_mode=self.uploads.mode, realtime_mode=realtime_mode, wma=wma)

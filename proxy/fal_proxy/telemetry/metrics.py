@@ -15,11 +15,11 @@ from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4 as CONTENT_TYP
 from prometheus_client.registry import Collector
 
 from fal_proxy.errors import ERROR_TYPES
-from fal_proxy.exchange import ADMITTED, NO_KIND, PREFLIGHT, Ending, Exchange, Kind
+from fal_proxy.exchange import ADMITTED, NO_KIND, PREFLIGHT, SETTLED, Ending, Exchange, Kind
 
 __all__ = ["CONTENT_TYPE", "METRICS", "Metrics", "Upstream", "label_values"]
 
-KINDS = (*(kind.value for kind in Kind), PREFLIGHT, NO_KIND)
+KINDS = (*(kind.value for kind in Kind), PREFLIGHT, SETTLED, NO_KIND)
 # A status answers in milliseconds, a video in half an hour.
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800, 3600)
 
@@ -36,7 +36,12 @@ class Row(NamedTuple):
 METRICS = {
     row.name: row
     for row in (
-        Row("fal_proxy_exchanges_total", "counter", ("kind", "decision", "ending"), "requests below the mount, ended"),
+        Row(
+            "fal_proxy_exchanges_total",
+            "counter",
+            ("kind", "decision", "ending"),
+            "requests below the mount, ended; and jobs that the settler settled",
+        ),
         Row("fal_proxy_exchange_seconds", "histogram", ("kind",), "how long they took, to the last byte"),
         Row("fal_proxy_first_byte_seconds", "histogram", ("kind",), "until fal's answer began"),
         Row("fal_proxy_bytes_up_total", "counter", ("kind",), "bytes of request bodies sent to fal"),

@@ -61,6 +61,7 @@ async def _submit(world: World, exchange: Exchange, address: Address) -> Answer:
         held_bytes=len(body) + plan.held_bytes,
     )
     world.jobs.add(job)
+    world.bills.watch(job)
     accepted: dict[str, Json] = {
         "status": "IN_QUEUE",
         **urls(job),

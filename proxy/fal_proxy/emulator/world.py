@@ -7,6 +7,7 @@ from random import Random
 from uuid import UUID
 
 from .access import Access
+from .bills import Bills
 from .files import Files
 from .jobs import Jobs
 from .pictures import Gallery
@@ -24,6 +25,7 @@ class World:
     access: Access
     files: Files
     jobs: Jobs
+    bills: Bills
 
     def seconds_since(self, moment: float) -> Decimal:
         """Return the seconds that have passed on the clock, exact to the microsecond and never less than passed."""
@@ -36,9 +38,14 @@ class World:
 
 
 def new_world(
-    public_url: str, speed: float, seed: int | None, api_keys: Collection[str] | None, clock: Callable[[], float]
+    public_url: str,
+    speed: float,
+    seed: int | None,
+    api_keys: Collection[str] | None,
+    clock: Callable[[], float],
+    admin_keys: Collection[str] | None = None,
 ) -> World:
     """Make the state of a new emulator; without a seed every one differs."""
     rng = Random(seed)  # noqa: S311 (an emulator's secrets guard nothing, and a seed must reproduce them)
-    access = Access(rng, clock, api_keys)
-    return World(rng, clock, speed, access, Files(public_url, rng, clock, Gallery()), Jobs(clock))
+    access = Access(rng, clock, api_keys, admin_keys)
+    return World(rng, clock, speed, access, Files(public_url, rng, clock, Gallery()), Jobs(clock), Bills(clock))

@@ -163,6 +163,22 @@ class Realtime(Section, frozen=True):
     )
 
 
+class PriceFeed(Section, frozen=True):
+    """`[price_feed]`: prices that fal itself names, where `prices` name none."""
+
+    mode: Annotated[
+        Literal["off", "fetch"],
+        says("`fetch`: under a budget, an endpoint that `prices` do not name costs what fal's price list says"),
+    ] = "off"
+    refresh_seconds: Annotated[
+        float, says("after so long a fetched price is asked for anew, while it still counts")
+    ] = 3600
+    max_age_seconds: Annotated[float, says("after so long it no longer counts: 503 until fal has been asked")] = 86400
+    file: Annotated[str, says("what keeps them over a restart; relative to the settings file; empty: nothing")] = (
+        "fal-prices.json"
+    )
+
+
 class State(Section, frozen=True):
     """`[state]`: what counts and remembers."""
 
@@ -201,6 +217,7 @@ class Settings(Section, frozen=True):
         dict[str, Any],
         says("USD per unit by endpoint glob, and `default`; or `{ usd, reserve_units, units_from }`"),
     ] = msgspec.field(default_factory=dict)
+    price_feed: PriceFeed = PriceFeed()
     state: State = State()
     storage: Storage = Storage()
     realtime: Realtime = Realtime()

@@ -68,6 +68,10 @@ METRICS = {
         ),
         Row("fal_proxy_key_file_faults_total", "counter", (), "changes of FAL_KEY_FILE that could not be read"),
         Row("fal_proxy_key_guard_cuts_total", "counter", (), "answers cut because they held a fal key of ours"),
+        Row("fal_proxy_fetched_prices", "gauge", (), "prices that fal itself named (`price_feed`)"),
+        Row("fal_proxy_fetched_prices_age_seconds", "gauge", (), "how long ago it last named one; 0 before the first"),
+        Row("fal_proxy_price_lookups_total", "counter", (), "questions to fal about prices"),
+        Row("fal_proxy_price_lookup_failures_total", "counter", (), "of these, without a usable answer"),
     )
 }
 
@@ -112,6 +116,25 @@ class Keys(Protocol):
         """Return the number of keys that are set aside."""
 
 
+class FetchedPrices(Protocol):
+    """What is asked of the price feed at each scrape."""
+
+    @property
+    def known(self) -> int:
+        """Return how many prices are fetched."""
+
+    @property
+    def lookups(self) -> int:
+        """Return how many questions were asked."""
+
+    @property
+    def failures(self) -> int:
+        """Return how many of them had no usable answer."""
+
+    def age_seconds(self) -> float:
+        """Return how long ago fal last named a price."""
+
+
 class _OfKind(NamedTuple):
     """The series of one kind, looked up once."""
 
@@ -148,6 +171,12 @@ class Metrics:
         self._file_faults = self._counter("fal_proxy_key_file_faults_total")
         self._told = (0, 0)  # of the two above, as they stood at the last scrape
         self._cuts = self._counter("fal_proxy_key_guard_cuts_total")
+        self.prices: FetchedPrices | None = None
+        self._prices = self._gauge("fal_proxy_fetched_prices")
+        self._prices_age = self._gauge("fal_proxy_fetched_prices_age_seconds")
+        self._lookups = self._counter("fal_proxy_price_lookups_total")
+        self._lookup_failures = self._counter("fal_proxy_price_lookup_failures_total")
+        self._asked = (0, 0)  # of these two, as they stood at the last scrape
         self._outcomes: dict[tuple[str, str, Ending], Counter] = {}
         self._kinds: dict[str, _OfKind] = {}
         for plan in plans:
@@ -192,6 +221,12 @@ class Metrics:
             told, self._told = self._told, (self._keys.refused, self._keys.file_faults)
             self._refused.inc(self._told[0] - told[0])
             self._file_faults.inc(self._told[1] - told[1])
+        if self.prices is not None:
+            self._prices.set(self.prices.known)
+            self._prices_age.set(self.prices.age_seconds())
+            asked, self._asked = self._asked, (self.prices.lookups, self.prices.failures)
+            self._lookups.inc(self._asked[0] - asked[0])
+            self._lookup_failures.inc(self._asked[1] - asked[1])
         return generate_latest(_WithoutCreated(self._registry))
 
     def _of_kind(self, kind: str) -> _OfKind:

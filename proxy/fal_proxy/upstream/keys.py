@@ -122,6 +122,12 @@ class KeyPool:
             best.resting_until = now + TRIAL_SECONDS
         return best
 
+    def accepted(self) -> list[Key]:
+        """Return the keys that fal does not refuse, for questions that are free: nobody's turn passes."""
+        if self._clock() >= self._look_at:
+            self.look()
+        return [key for key in self._active if key.fault is None]
+
     def of_job(self, key_id: str) -> Key:
         """Return the key that submitted a job, even if it left the file or is locked; else one whose turn it is.
 

@@ -21,7 +21,7 @@ from fal_proxy.identity.findings import judge_sources, named_elsewhere
 from fal_proxy.identity.key import KeyFileError, KeyRecord, read
 from fal_proxy.identity.network import TrustedProxies
 from fal_proxy.loading import Finding
-from fal_proxy.platform_api.findings import price_findings
+from fal_proxy.platform_api.findings import platform_findings
 from fal_proxy.policy import inputs
 from fal_proxy.policy.endpoints import Globs
 from fal_proxy.policy.origin import Site
@@ -94,7 +94,7 @@ def examine(
     _judge_secrets(report, environ)
     _judge_plans(report)
     _judge_money(report)
-    report.findings += price_findings(report.settings, config_path(config, environ).parent, environ)
+    report.findings += platform_findings(report.settings, config_path(config, environ).parent, environ)
     _judge_realtime(report)
     _judge_storage(report, environ)
     _judge_state(report, config_path(config, environ).parent)

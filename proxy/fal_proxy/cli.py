@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import math
@@ -22,6 +23,7 @@ from fal_proxy.environment import SECRET_VARIABLES, Secret, captured, secret_in_
 from fal_proxy.errors import Misconfigured
 from fal_proxy.hardening import forbid_core_dumps, forget_variables
 from fal_proxy.identity import key as user_keys
+from fal_proxy.platform_api.live import ask_fal
 from fal_proxy.refusing import EXIT_MISCONFIGURED, refusing
 from fal_proxy.server import ADMIN_CONNECTIONS, Drain, Listener, bind
 from fal_proxy.server import serve as run_server
@@ -39,7 +41,7 @@ from fal_proxy.settings import (
 from fal_proxy.telemetry.access import LOGGER as ACCESS_LOGGER
 from fal_proxy.telemetry.lines import LineWriter
 from fal_proxy.telemetry.masking import SecretMask
-from fal_proxy.upstream.credentials import secret_half
+from fal_proxy.upstream.credentials import fal_keys, secret_half
 
 _mask = SecretMask()  # on every handler of this process
 
@@ -163,18 +165,26 @@ def emulate(host: str, port: int, public_url: str | None, speed: float, seed: in
 @main.command()
 @_config
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@click.option("--live", is_flag=True, help="Ask fal too, with every key; costs nothing.")
 @refusing
-def check(config: str | None, as_json: bool) -> None:
+def check(config: str | None, as_json: bool, live: bool) -> None:
     """Judge file and environment: every finding, and who may do what. Exit 0 with warnings, 3 with errors."""
-    report = checks.examine(None, config, captured())
+    environ = captured()
+    report = checks.examine(None, config, environ)
+    _mask_environment(environ)
+    heard = asyncio.run(ask_fal(report.settings, environ)) if live else None
+    report.findings += heard.findings if heard else []
     if as_json:
         findings = [finding._asdict() for finding in report.findings]
-        click.echo(json.dumps({"findings": findings, "access": report.access}))
+        answers = {"live": heard.answers} if heard else {}
+        click.echo(json.dumps({"findings": findings, "access": report.access, **answers}))
     else:
         for finding in report.findings:
             click.echo(str(finding))
         for line in report.access:
             click.echo(f"access: {line}")
+        for line in heard.lines() if heard else ():
+            click.echo(f"live: {line}")
         if not report.findings:
             click.echo("nothing to say against it")
     sys.exit(EXIT_MISCONFIGURED if report.errors else 0)
@@ -244,6 +254,11 @@ def _access_lines() -> LineWriter:
     logger.setLevel(logging.INFO)
     logger.propagate = False
     return lines
+
+
+def _mask_environment(environ: dict[str, str]) -> None:
+    keys = [text for key in fal_keys(environ, []).keys for text in (key.secret.reveal(), secret_half(key.secret))]
+    _mask.learn([*keys, *(secret.reveal() for secret in shared_secrets(environ))])
 
 
 def _mask_secrets(app: App, others: list[Secret]) -> None:

@@ -114,3 +114,24 @@ def test_a_feed_that_cannot_be_right_is_a_finding(
 def test_a_feed_that_no_budget_needs_is_worth_a_word(tmp_path: Path) -> None:
     [(level, path, _)] = _found(tmp_path, _config(["a/b"], budget="", feed=FETCH))
     assert (level, path) == ("warning", "price_feed.mode")
+
+
+ADMIN = "adadadad-0000-4000-8000-00000000feed:" + "ad" * 16
+KEYS_FOR_BILLS = [
+    ({"FAL_ADMIN_KEY": ADMIN}, [], "a key of its own"),
+    ({"FAL_ADMIN_KEY": "nocolon"}, ["error"], "no key by its form"),
+    ({"FAL_ADMIN_KEY": FAL_KEY.reveal()}, ["warning"], "the key that requests are sent with"),
+    ({"FAL_ADMIN_KEY": ADMIN, "FAL_ADMIN_KEY_FILE": "/nonexistent"}, ["error"], "which of the two"),
+    ({"FAL_ADMIN_KEY_FILE": "/nonexistent/x"}, ["error"], "no such file"),
+]
+
+
+@pytest.mark.parametrize(("environ", "levels", "why"), KEYS_FOR_BILLS)
+def test_a_key_for_bills_is_judged_like_the_others(
+    environ: dict[str, str], levels: list[str], why: str, tmp_path: Path
+) -> None:
+    (tmp_path / "fal-proxy.toml").write_text(_config(["a/b"], budget=""))
+    report = examine(None, tmp_path / "fal-proxy.toml", ENVIRON | environ)
+    found = [each for each in report.findings if each.path.startswith("FAL_ADMIN_KEY")]
+    assert [each.level for each in found] == levels, why
+    assert not any(ADMIN in str(each) or FAL_KEY.reveal() in str(each) for each in found)

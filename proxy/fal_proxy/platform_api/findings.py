@@ -1,4 +1,6 @@
-"""What is wrong, or worth knowing, about prices: the operator's, the feed's settings and its file. Asks nobody."""
+"""What is wrong, or worth knowing, about prices and the platform API: the operator's prices, the feed's settings and its
+file, the key for bills. Asks nobody.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +8,7 @@ import itertools
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from fal_proxy.environment import ENV_FAL_ADMIN_KEY, fal_admin_key
 from fal_proxy.loading import Finding
 from fal_proxy.platform_api import PlatformApi
 from fal_proxy.platform_api.price_file import Fetched, PriceFile, PriceFileError
@@ -13,12 +16,13 @@ from fal_proxy.policy import pricing
 from fal_proxy.policy.endpoints import spelled_plainly
 from fal_proxy.policy.pricing import Prices
 from fal_proxy.settings import ENV_UPSTREAM, Plan, Settings
+from fal_proxy.upstream.credentials import fal_keys, is_sendable
 from fal_proxy.upstream.dial import Route
 
 _SEGMENT = "x0x0"  # of an endpoint that no glob means by itself
 
 
-def price_findings(settings: Settings, folder: Path, environ: Mapping[str, str]) -> list[Finding]:
+def platform_findings(settings: Settings, folder: Path, environ: Mapping[str, str]) -> list[Finding]:
     """Return all findings; `folder` is that of the settings file."""
     feed = settings.price_feed
     faults = [Finding("error", "prices", fault) for fault in pricing.faults(settings.prices)]
@@ -33,7 +37,7 @@ def price_findings(settings: Settings, folder: Path, environ: Mapping[str, str])
             findings.append(Finding("error", "price_feed.file", "its folder does not exist"))
     if not faults:
         findings += _judge_plans(settings, cached)
-    return findings
+    return findings + list(_judge_admin_key(environ))
 
 
 def source(environ: Mapping[str, str]) -> str:
@@ -58,6 +62,21 @@ def unpriced(settings: Settings, plan: Plan) -> list[str]:
 def has_budget(settings: Settings, plan: Plan) -> bool:
     """Say whether money is counted for the plan's callers."""
     return bool(plan.budget or plan.total_budget or settings.total_budget)
+
+
+def _judge_admin_key(environ: Mapping[str, str]) -> Iterator[Finding]:
+    findings: list[Finding] = []
+    key = fal_admin_key(environ, findings)
+    yield from findings
+    if key is None:
+        return
+    if not is_sendable(key):
+        yield Finding("error", ENV_FAL_ADMIN_KEY, "is no fal key: it must look like <id>:<secret>")
+    elif any(key.reveal() == each.secret.reveal() for each in fal_keys(environ, []).keys):
+        message = (
+            "is also a key that requests are sent with: give those one of API scope, which cannot read your account"
+        )
+        yield Finding("warning", ENV_FAL_ADMIN_KEY, message)
 
 
 def _judge_feed(settings: Settings) -> Iterator[Finding]:

@@ -12,6 +12,7 @@ import tempfile
 import uuid
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import click
 
@@ -23,6 +24,7 @@ from fal_proxy.environment import SECRET_VARIABLES, Secret, captured, secret_in_
 from fal_proxy.errors import Misconfigured
 from fal_proxy.hardening import forbid_core_dumps, forget_variables
 from fal_proxy.identity import key as user_keys
+from fal_proxy.platform_api import reconciliation
 from fal_proxy.platform_api.live import ask_fal
 from fal_proxy.refusing import EXIT_MISCONFIGURED, refusing
 from fal_proxy.server import ADMIN_CONNECTIONS, Drain, Listener, bind
@@ -188,6 +190,18 @@ def check(config: str | None, as_json: bool, live: bool) -> None:
         if not report.findings:
             click.echo("nothing to say against it")
     sys.exit(EXIT_MISCONFIGURED if report.errors else 0)
+
+
+@main.command()
+@reconciliation.options
+@refusing
+def reconcile(**given: Any) -> None:
+    """Compare fal's bills with our access lines. Exit 0 when they agree, 1 when they differ, 3 when nobody can say."""
+    environ = captured()
+    forbid_core_dumps()
+    _mask_environment(environ)
+    forget_variables(SECRET_VARIABLES)
+    sys.exit(asyncio.run(reconciliation.run(environ, **given)))
 
 
 @main.group()

@@ -59,7 +59,6 @@ ERROR_TYPES: dict[str, ErrorType] = {
     "store_unavailable": ErrorType(503, "what counts and remembers cannot answer; repeat after `retry-after`"),
     "no_usable_key": ErrorType(503, "fal accepts none of this proxy's keys right now; repeat after `retry-after`"),
     "identity_unavailable": ErrorType(503, "who is calling cannot be found out right now; repeat after `retry-after`"),
-    "price_unavailable": ErrorType(503, "what this costs cannot be asked of fal right now; repeat after `retry-after`"),
     "draining": ErrorType(503, "this proxy is about to end; repeat after `retry-after`"),
     "upstream_timeout": ErrorType(504, "fal did not answer in time"),
 }

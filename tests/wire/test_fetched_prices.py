@@ -66,7 +66,7 @@ async def test_while_fal_cannot_be_asked_it_is_503_and_the_default_does_not_stan
     settings = fetching(tmp_path, prices={"default": 0.001, "fal-ai/fast-sdxl": 0.25})
     async with served(fal.service) as url, limited(url, tmp_path, settings) as proxy:
         answer = await proxy.ask(RUN, proxy.ada)
-        refused(answer, 503, "price_unavailable")
+        refused(answer, 503, "store_unavailable")
         assert int(answer.one(b"retry-after") or b"0") >= 1
         assert (await proxy.ask(SDXL, proxy.ada)).status == 200, "what the operator prices needs no list"
         assert fal.runs == ["/fal.run/fal-ai/fast-sdxl"]

@@ -57,7 +57,7 @@ async def _until(condition: Callable[[], bool]) -> None:
 async def _refused(running: Fed, name: str) -> Refusal:
     with pytest.raises(Refusal) as refusal:
         await running.usd(name)
-    assert refusal.value.error_type == "price_unavailable"
+    assert refusal.value.error_type == "store_unavailable"
     assert refusal.value.status == 503
     assert any(header == b"retry-after" for header, _ in refusal.value.headers)
     return refusal.value
@@ -314,8 +314,8 @@ async def test_made_up_ids_make_no_flood_of_questions(one: Fed, fal: Fal) -> Non
     began = time.monotonic()
     answers = await asyncio.gather(*map(ask, names))
     took = time.monotonic() - began
-    assert set(answers) == {"None", "price_unavailable"}
-    assert answers.count("price_unavailable") >= 1000 - feeds.MAX_WAITING
+    assert set(answers) == {"None", "store_unavailable"}
+    assert answers.count("store_unavailable") >= 1000 - feeds.MAX_WAITING
     assert all(len(ids) <= 50 for ids in fal.questions)
     assert len(fal.questions) <= took / feeds.SPACING_SECONDS + 1
     asked = len(fal.questions)

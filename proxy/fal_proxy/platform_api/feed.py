@@ -87,7 +87,7 @@ class Feed:
         return max(self._now() - latest, 0.0)
 
     async def price_of(self, plain_id: str) -> Price | None:
-        """Return what fal asks for a unit, None if it names no price. Raises Refusal price_unavailable."""
+        """Return what fal asks for a unit, None if it names no price. Raises Refusal store_unavailable."""
         fetched = self._known.get(plain_id)
         age = math.inf if fetched is None else self._age(fetched)
         if fetched is not None and age < self._settings.max_age_seconds:
@@ -228,4 +228,4 @@ class Feed:
         detail = (
             f"what {plain_id} costs cannot be asked of fal right now, and budgets need to know; repeat it in a moment"
         )
-        return Refusal("price_unavailable", detail, headers=((b"retry-after", b"%d" % seconds),))
+        return Refusal("store_unavailable", detail, headers=((b"retry-after", b"%d" % seconds),))

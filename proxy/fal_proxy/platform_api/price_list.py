@@ -32,7 +32,7 @@ class PriceList:
         self._prices = prices
 
     async def price_of(self, endpoint_id: str) -> Price | None:
-        """Return the price of an endpoint, None where it has none. Raises Refusal price_unavailable."""
+        """Return the price of an endpoint, None where it has none. Raises Refusal store_unavailable."""
         if self.feed is None:
             return self._prices.price_of(endpoint_id)
         plain = spelled_plainly(endpoint_id)

@@ -75,7 +75,7 @@ def _cached(folder: Path, source: str, name: str = "fal-prices.json") -> Path:
     offer = offer_of("0.025", "images")
     assert offer is not None
     file = PriceFile(folder / name, source, Clock(NOW))
-    file.write({"a/b": Fetched(offer, NOW)}, gone=())
+    file.write({"a/b": Fetched(offer, NOW)})
     return file.path
 
 

@@ -54,6 +54,11 @@ async def _until(condition: Callable[[], bool]) -> None:
             await turns(1)
 
 
+async def _arrived(fal: Fal, questions: int) -> None:
+    async with asyncio.timeout(PATIENCE):
+        await fal.service.arrived(questions)
+
+
 async def _refused(running: Fed, name: str) -> Refusal:
     with pytest.raises(Refusal) as refusal:
         await running.usd(name)
@@ -161,7 +166,7 @@ async def test_whoever_asks_at_once_is_answered_by_one_question_and_the_rest_by_
     fal.prices.update(dict.fromkeys(names, "0.5"))
     fal.service.gate.clear()
     asked = [asyncio.create_task(one.usd(name)) for name in [names[0]] * 20]
-    await fal.service.arrived(1)
+    await _arrived(fal, 1)
     asked += [asyncio.create_task(one.usd(name)) for name in names]
     await turns()
     fal.service.gate.set()
@@ -184,7 +189,7 @@ async def test_a_price_that_has_grown_old_is_asked_for_anew_while_it_still_count
     fal.service.gate.clear()
     assert await one.usd(FLUX) == "1/40", "nobody waits for the new one"
     assert one.feed.age_seconds() == 60
-    await fal.service.arrived(2)
+    await _arrived(fal, 2)
     fal.service.gate.set()
     await _until(lambda: one.feed.age_seconds() == 0)
     assert await one.usd(FLUX) == "1/2"
@@ -209,20 +214,28 @@ async def test_a_price_beyond_its_age_counts_for_nothing_until_fal_has_been_aske
     assert await one.usd(FLUX) == "3/100", "the request itself waits for the answer"
 
 
-async def test_a_price_that_fal_withdraws_is_gone_and_stays_gone_after_a_restart(
-    one: Fed, fal: Fal, url: str, tmp_path: Path, at_once: None
-) -> None:
-    await one.usd(SDXL)
+async def test_a_price_that_fal_leaves_out_counts_until_it_is_too_old(one: Fed, fal: Fal, at_once: None) -> None:
+    prices = PriceList(Prices({"default": 0.001}), one.feed)
     assert await one.usd(FLUX) == "1/40"
     del fal.prices[FLUX]
     one.wall.now += 60
-    await one.usd(FLUX)
-    await _until(lambda: one.feed.known == 1)
+    for _ in range(5):
+        assert await one.usd(FLUX) == "1/40"
+        await _until(lambda: FLUX.encode() in one.feed._absent)
+    assert len(fal.questions) == 2, "that fal names none is remembered"
+    one.wall.now += 3540
     assert await one.usd(FLUX) is None
-    await _until(lambda: FLUX not in one.file.read())
-    again = fed(url, tmp_path, wall=one.wall)
-    assert again.feed.known == 1
-    await again.feed.close()
+    price = await prices.price_of(FLUX)
+    assert price is not None
+    assert str(price.usd) == "1/1000", "fal has said that it names none"
+    assert len(fal.questions) == 2
+
+
+async def test_an_old_price_that_fal_leaves_out_is_none(one: Fed, fal: Fal, at_once: None) -> None:
+    assert await one.usd(FLUX) == "1/40"
+    del fal.prices[FLUX]
+    one.wall.now += 3600
+    assert await one.usd(FLUX) is None
 
 
 async def test_a_clock_that_steps_back_makes_prices_old_not_young(one: Fed, fal: Fal) -> None:
@@ -295,7 +308,7 @@ async def test_no_answer_in_time_is_503_and_the_answer_serves_the_next(
 async def test_a_caller_who_leaves_does_not_end_the_question_of_the_others(one: Fed, fal: Fal) -> None:
     fal.service.gate.clear()
     leaver, stayer = asyncio.create_task(one.usd(FLUX)), asyncio.create_task(one.usd(FLUX))
-    await fal.service.arrived(1)
+    await _arrived(fal, 1)
     leaver.cancel()
     await asyncio.wait([leaver])
     fal.service.gate.set()
@@ -343,7 +356,7 @@ async def test_one_unknown_id_does_not_spoil_a_question_for_the_others(one: Fed,
     _strict(fal)
     fal.service.gate.clear()
     asked = [asyncio.create_task(one.usd(name)) for name in (FLUX, *names, "made-up/one", "made-up/two")]
-    await fal.service.arrived(1)
+    await _arrived(fal, 1)
     fal.service.gate.set()
     assert await asyncio.gather(*asked) == [None, *["1/2"] * 20, None, None]
     assert len(fal.questions) < 25, "by halves, not one by one"
@@ -360,7 +373,7 @@ async def test_what_plans_name_and_what_was_priced_is_asked_about_first_and_apar
         running.wall.now += 60
         fal.service.gate.clear()
         asked = [asyncio.create_task(running.usd(f"made-up/{number}")) for number in range(60)]
-        await fal.service.arrived(2)
+        await _arrived(fal, 2)
         asked += [asyncio.create_task(running.usd(name)) for name in (SDXL, FLUX)]
         await turns()
         fal.service.gate.set()
@@ -412,7 +425,7 @@ async def test_closing_ends_what_is_under_way(url: str, fal: Fal, tmp_path: Path
     running = fed(url, tmp_path)
     fal.service.gate.clear()
     asked = asyncio.create_task(running.usd(FLUX))
-    await fal.service.arrived(1)
+    await _arrived(fal, 1)
     await running.feed.close()
     with pytest.raises(Refusal):
         await asked

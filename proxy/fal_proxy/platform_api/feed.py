@@ -5,7 +5,8 @@ so many may wait, so many are asked about at once, and so many questions go out 
 What was priced before, or is named by a plan, is asked about first and apart, so that made-up ids cannot spoil its
 answer: fal's documentation allows a 404 for a whole question, which is then asked again by halves.
 
-A price that is asked for anew still counts meanwhile, until `max_age_seconds`. Failures pause all questions.
+A price counts until `max_age_seconds`, whatever becomes of the question for a newer one, and also if fal leaves it out: one
+answer with holes must not make everything cheaper. Failures pause all questions.
 """
 
 from __future__ import annotations
@@ -62,7 +63,6 @@ class Feed:
         self._clock = clock
         self._known: dict[str, Fetched] = {}
         self._absent = Remembered[None](MAX_ABSENT, ABSENT_SECONDS, clock)
-        self._gone: set[str] = set()  # what had a price, and is to leave the file
         self._waiting: dict[str, asyncio.Future[bool]] = {}  # whether fal answered
         self._halves: deque[list[str]] = deque()
         self._asking: asyncio.Task[None] | None = None
@@ -88,13 +88,12 @@ class Feed:
 
     async def price_of(self, plain_id: str) -> Price | None:
         """Return what fal asks for a unit, None if it names no price. Raises Refusal store_unavailable."""
-        fetched = self._known.get(plain_id)
-        age = math.inf if fetched is None else self._age(fetched)
-        if fetched is not None and age < self._settings.max_age_seconds:
-            if age >= self._settings.refresh_seconds:
+        fetched, key = self._counting(plain_id), plain_id.encode()
+        if fetched is not None:
+            if self._age(fetched) >= self._settings.refresh_seconds and key not in self._absent:
                 self._want(plain_id)
             return fetched.offer.price
-        if not is_askable(plain_id) or (key := plain_id.encode()) in self._absent:
+        if not is_askable(plain_id) or key in self._absent:
             return None
         answered = self._want(plain_id)
         if answered is None:
@@ -105,9 +104,7 @@ class Feed:
                     raise self._unavailable(plain_id)
         except TimeoutError:
             raise self._unavailable(plain_id) from None
-        fetched = self._known.get(plain_id)
-        if fetched is None and key not in self._absent:
-            raise self._unavailable(plain_id)  # an older price than any that counts, which fal would not renew
+        fetched = self._counting(plain_id)
         return None if fetched is None else fetched.offer.price
 
     async def close(self) -> None:
@@ -117,6 +114,10 @@ class Feed:
             await asyncio.wait([self._asking])
         self._release(answered=False)
         await self._api.close()
+
+    def _counting(self, plain_id: str) -> Fetched | None:
+        fetched = self._known.get(plain_id)
+        return fetched if fetched is not None and self._age(fetched) < self._settings.max_age_seconds else None
 
     def _age(self, fetched: Fetched) -> float:
         age = self._now() - fetched.at
@@ -181,19 +182,17 @@ class Feed:
         self._pause = 0.0
         now = self._now()
         for name in batch:
-            had = self._known.pop(name, None)
             if name in found:
+                self._known.pop(name, None)
                 self._known[name] = Fetched(found[name], now)  # last, so that the first is the oldest
-                self._gone.discard(name)
             else:
                 self._absent.put(name.encode(), None)
-                if had is not None:
-                    self._gone.add(name)
-                    _log.warning("fal names no price for %s any more", name)
+                if name in self._known:
+                    _log.warning("fal names no price for %s any more; the last one counts until it is too old", name)
         while len(self._known) > MAX_PRICES:
             del self._known[next(iter(self._known))]
         self._release(batch, answered=True)
-        if found or self._gone:
+        if found:
             await self._save()
 
     def _failed(self, detail: str) -> None:
@@ -211,10 +210,9 @@ class Feed:
     async def _save(self) -> None:
         if self._file is None:
             return
-        fault, gone = "", frozenset(self._gone)
+        fault = ""
         try:
-            await asyncio.to_thread(self._file.write, dict(self._known), gone)
-            self._gone -= gone
+            await asyncio.to_thread(self._file.write, dict(self._known))
         except PriceFileError as error:
             fault = str(error)
         except OSError as error:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import stat
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -83,8 +83,8 @@ class PriceFile:
                 found[name] = Fetched(offer, row.at)
         return found
 
-    def write(self, known: Mapping[str, Fetched], gone: Collection[str]) -> None:
-        """Replace the file: what is known here, and what another process fetched later, but for what has no price any more.
+    def write(self, known: Mapping[str, Fetched]) -> None:
+        """Replace the file: what is known here, and what another process fetched later.
 
         Raises PriceFileError for a file that is not ours to replace, OSError.
         """
@@ -98,7 +98,7 @@ class PriceFile:
             if name not in merged or merged[name].at < fetched.at:
                 merged[name] = fetched
         newest = sorted(merged.items(), key=lambda item: item[1].at)[-MAX_PRICES:]
-        rows = {name: _Row(_decimal(each.offer), each.offer.unit, each.at) for name, each in newest if name not in gone}
+        rows = {name: _Row(_decimal(each.offer), each.offer.unit, each.at) for name, each in newest}
         write_whole(self.path, msgspec.json.encode(_Book(_WHAT, self._source, rows)).decode())
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from typing import Any
 
 import pytest
 
@@ -33,6 +34,12 @@ def pytest_configure(config: pytest.Config) -> None:
     logging.getLogger().addHandler(_watch)
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Take from a worker of pytest-xdist what it has seen; its process is not this one."""
+    _watch.leaks += getattr(node, "workeroutput", {}).get("leaks", [])
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Say what broke the rules of the whole run."""
     for name in _watch.leaks:
@@ -42,6 +49,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """Fail the run for a leaked key, and in CI for a skipped test."""
+    if (told := getattr(session.config, "workeroutput", None)) is not None:
+        told["leaks"] = _watch.leaks
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")
     skipped = reporter is not None and reporter.stats.get("skipped")
     if _watch.leaks or (skipped and os.environ.get("REFUSE_SKIPS") == "1"):

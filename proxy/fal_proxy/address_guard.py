@@ -27,6 +27,15 @@ class AddressGuard:
 
     def hit(self, address: str) -> None:
         """Count one request. Raises Refusal `rate_limited` beyond the ceiling."""
+        address, hits = self._look(address)
+        self._hits[address] = hits + 1
+
+    def judge(self, address: str) -> None:
+        """Raise Refusal `rate_limited` for an address that has reached the ceiling; counts nothing."""
+        self._look(address)
+
+    def _look(self, address: str) -> tuple[str, int]:
+        """Return the name that an address is counted under, and how often it was."""
         now = self._clock()
         if now >= self._until:
             self._hits.clear()
@@ -38,4 +47,4 @@ class AddressGuard:
             wait = b"%d" % math.ceil(self._until - now)
             detail = f"more than {self._per_minute} requests a minute from this address"
             raise Refusal("rate_limited", detail, headers=((b"retry-after", wait),))
-        self._hits[address] = hits + 1
+        return address, hits

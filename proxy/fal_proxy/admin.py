@@ -1,7 +1,8 @@
-"""The admin listener: metrics and an overview for whoever operates this. Relays nothing and knows no caller.
+"""The admin listener: views and actions for whoever operates this. Relays nothing and knows no caller.
 
 A web page must not reach it through its visitor's browser: a Host that is a name of its own is what DNS rebinding
-looks like, and any Origin but our own is another page's.
+looks like, and any Origin but our own is another page's. Actions need the token's field even on loopback: no page can
+send it without having been given it, and no other user of this machine either.
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ import hashlib
 import hmac
 import ipaddress
 import re
-from collections.abc import Callable, MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -26,6 +28,7 @@ from fal_proxy.relay.inbound import Receive, Send
 from fal_proxy.telemetry.metrics import CONTENT_TYPE, Metrics
 
 _HOST = re.compile(r"(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?::[0-9]{1,5})?")
+_NUMBER = re.compile(rb"[0-9]{1,16}")
 _LOOPBACK_NAMES = frozenset(["localhost", "127.0.0.1", "[::1]"])
 _ALWAYS: Headers = [
     (b"cache-control", b"no-store"),
@@ -35,6 +38,8 @@ _ALWAYS: Headers = [
 ]
 
 Answer = tuple[bytes, bytes]  # content type, body
+View = Callable[[], Awaitable[Answer]]
+Action = Callable[[int], Awaitable[Answer]]
 
 
 class Admin:
@@ -50,7 +55,16 @@ class Admin:
         self._guard = guard or AddressGuard()
         self._networks = TrustedProxies(())
         self._metrics = metrics
-        self._routes: dict[bytes, Callable[[], Answer]] = {b"/": self._overview, b"/metrics": self._exposition}
+        self._views: dict[bytes, View] = {b"/": self._overview, b"/metrics": self._exposition}
+        self._actions: dict[tuple[bytes, bytes], Action] = {}  # by what stands before and after a number
+
+    def show(self, path: bytes, view: View) -> None:
+        """Answer GET on a path. What is shown may raise Refusal."""
+        self._views[path] = view
+
+    def act(self, before: bytes, after: bytes, action: Action) -> None:
+        """Let a POST on `before`, a number and `after` do something to the thing of that number."""
+        self._actions[before, after] = action
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         """Serve one ASGI connection."""
@@ -75,7 +89,7 @@ class Admin:
         )
         status, headers = 200, _ALWAYS
         try:
-            content_type, body = self._judge(request)()
+            content_type, body = await self._judge(request)()
         except Refusal as refusal:
             own, body = render(refusal.error_type, refusal.detail)
             status, content_type, headers = refusal.status, b"application/json", [*_ALWAYS, *own, *refusal.headers]
@@ -84,7 +98,7 @@ class Admin:
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": body})
 
-    def _judge(self, request: Request) -> Callable[[], Answer]:
+    def _judge(self, request: Request) -> View:
         """Return what answers the request. Raises Refusal."""
         self._guard.hit(self._networks.client_network(request.peer, []))
         host = self._judge_host(request)
@@ -92,14 +106,27 @@ class Admin:
         if origin is not None and origin.decode("latin-1") not in (f"http://{host}", f"https://{host}"):
             raise Refusal("origin_denied", "the admin listener answers no other origin's pages")
         if self._needs_token and not self._holds_token(request):
-            detail = "send `Authorization: Bearer <FAL_PROXY_ADMIN_TOKEN>`"
-            raise Refusal("unidentified", detail, headers=((b"www-authenticate", b"Bearer"),))
-        route = self._routes.get(request.path)
-        if route is None:
-            raise Refusal("not_found", "nothing is here; see / and /metrics")
-        if request.method not in ("GET", "HEAD"):
-            raise Refusal("method_not_allowed", "this route takes GET", headers=((b"allow", b"GET, HEAD"),))
-        return route
+            raise self._unidentified()
+        view = self._views.get(request.path)
+        if view is not None:
+            _judge_method(request, "GET", "HEAD")
+            return view
+        action = self._action(request.path)
+        if action is None:
+            raise Refusal("not_found", "nothing is here; / names the routes")
+        _judge_method(request, "POST")
+        if self._token is None:
+            raise Refusal("mode_off", "actions need FAL_PROXY_ADMIN_TOKEN, and none is set")
+        if not self._holds_token(request):
+            raise self._unidentified()
+        return action
+
+    def _action(self, path: bytes) -> View | None:
+        for (before, after), action in self._actions.items():
+            number = path.removeprefix(before).removesuffix(after)
+            if path == before + number + after and _NUMBER.fullmatch(number):
+                return partial(action, int(number))
+        return None
 
     def _judge_host(self, request: Request) -> str:
         host = (request.one(b"host") or b"").decode("latin-1").strip().lower()
@@ -111,6 +138,10 @@ class Admin:
             raise Refusal("misdirected_host", "the admin listener answers to loopback names and admin.host")
         return host
 
+    def _unidentified(self) -> Refusal:
+        detail = "send `Authorization: Bearer <FAL_PROXY_ADMIN_TOKEN>`"
+        return Refusal("unidentified", detail, headers=((b"www-authenticate", b"Bearer"),))
+
     def _holds_token(self, request: Request) -> bool:
         scheme, _, given = (request.one(b"authorization") or b"").partition(b" ")
         if self._token is None or scheme.lower() != b"bearer":
@@ -118,12 +149,14 @@ class Admin:
         expected = self._token.reveal().encode()
         return hmac.compare_digest(hashlib.sha256(given.strip()).digest(), hashlib.sha256(expected).digest())
 
-    def _overview(self) -> Answer:
+    async def _overview(self) -> Answer:
         running = {kind: count for kind, count in self._metrics.in_flight().items() if count}
-        overview = {"name": "fal-proxy", "version": __version__, "in_flight": running, "routes": ["/metrics"]}
+        routes = [path.decode() for path in self._views if path != b"/"]
+        routes += [f"POST {before.decode()}<number>{after.decode()}" for before, after in self._actions]
+        overview = {"name": "fal-proxy", "version": __version__, "in_flight": running, "routes": routes}
         return b"application/json", msgspec.json.encode(overview)
 
-    def _exposition(self) -> Answer:
+    async def _exposition(self) -> Answer:
         return CONTENT_TYPE.encode(), self._metrics.exposition()
 
 
@@ -133,6 +166,12 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host.lower() == "localhost"
+
+
+def _judge_method(request: Request, *allowed: str) -> None:
+    if request.method not in allowed:
+        allow = ((b"allow", ", ".join(allowed).encode()),)
+        raise Refusal("method_not_allowed", f"this route takes {allowed[0]}", headers=allow)
 
 
 def _is_address(name: str) -> bool:

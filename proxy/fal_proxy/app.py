@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Mapping
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
@@ -17,6 +16,8 @@ from fal_proxy.admission.gate import Gate
 from fal_proxy.admission.limits import compile_limits, parse_budget
 from fal_proxy.admission.rates import parse_rates
 from fal_proxy.admission.settler import Settler
+from fal_proxy.asgi import EXTENSION, Scope, asks_first, closing_instead, read_request
+from fal_proxy.callbacks import Callbacks
 from fal_proxy.direct import Direct
 from fal_proxy.environment import Secret, admin_token, captured, signing_secrets
 from fal_proxy.errors import Misconfigured, Refusal, StoreUnavailable
@@ -32,17 +33,18 @@ from fal_proxy.policy.inputs import InputRules
 from fal_proxy.policy.origin import Site
 from fal_proxy.policy.plans import compile_plan
 from fal_proxy.policy.pricing import Prices, charge_for
-from fal_proxy.realtime import Realtime
+from fal_proxy.realtime import Realtime, ServerExtension
 from fal_proxy.relay.answering import Reset
 from fal_proxy.relay.guard import KeyGuard
 from fal_proxy.relay.http import Patience
-from fal_proxy.relay.inbound import Message, Receive, Send
-from fal_proxy.relay.websocket import ServerExtension, Terms
+from fal_proxy.relay.inbound import Receive, Send
+from fal_proxy.relay.websocket import Terms
 from fal_proxy.reply import Reply
 from fal_proxy.settings import ENV_UPSTREAM, Settings, config_path
 from fal_proxy.settings import Realtime as RealtimeSettings
 from fal_proxy.storage import Storage
 from fal_proxy.stores import Store
+from fal_proxy.stores.mailbox import Mailbox
 from fal_proxy.stores.opening import JournalError, open_store
 from fal_proxy.telemetry import Telemetry
 from fal_proxy.uploads import Uploads
@@ -50,27 +52,28 @@ from fal_proxy.upstream.credentials import FalKey, FalKeys, fal_keys
 from fal_proxy.upstream.dial import Dialer, Route
 from fal_proxy.upstream.engine import Engine
 from fal_proxy.upstream.keys import KeyPool
-
-# What our own server adds to the scope; other servers lack it and we do without.
-EXTENSION = "fal_proxy"
-
-Scope = MutableMapping[str, Any]
+from fal_proxy.webhooks import Hub, dead_letters, open_hub
+from fal_proxy.webhooks.dead_letters import DeadLetters
 
 
 class App:
     """The ASGI application. Close it with its lifespan, or with `await close()`.
 
-    `admin` is another one, for a listener of its own; `metrics` is what it shows, `keys` what it calls fal with.
+    `admin` is another one, for a listener of its own; `metrics` is what it shows, `access` where its lines go, `keys` what it calls
+    fal with.
     """
 
-    def __init__(self, gateway: Gateway, realtime: Realtime, admin: Admin, max_message_bytes: int) -> None:
+    def __init__(
+        self, gateway: Gateway, realtime: Realtime, hub: Hub | None, admin: Admin, max_message_bytes: int
+    ) -> None:
         self.admin = admin
         self.max_message_bytes = max_message_bytes  # of a WebSocket; the server bounds it
-        self.metrics = gateway.telemetry.metrics
+        self.metrics, self.access = gateway.telemetry.metrics, gateway.telemetry.access
         self.lifecycle = gateway.lifecycle
         self.keys = gateway.keys
         self._gateway = gateway
         self._realtime = realtime
+        self._hub = hub
         self._mount = gateway.mount
         self._settling: asyncio.Task[None] | None = None
 
@@ -79,10 +82,12 @@ class App:
         if self._settling is None:
             # With the first message of any kind: a host may mount us without a lifespan.
             self._settling = asyncio.get_running_loop().create_task(self._gateway.settler.run())
-        if scope["type"] == "lifespan":
-            await self._lifespan(receive, send)
-        elif scope["type"] == "http":
+            if self._hub is not None:
+                self._hub.start()
+        if scope["type"] == "http":
             await self._http(scope, receive, send)
+        elif scope["type"] == "lifespan":
+            await self._lifespan(receive, send)
         else:
             await self._socket(scope, receive, send)
 
@@ -94,6 +99,8 @@ class App:
         self._gateway.engine.close()
         await self._gateway.identities.close()
         await self._gateway.price_list.close()
+        if self._hub is not None:
+            await self._hub.close()
         await self._gateway.gate.store.close()
         self._gateway.telemetry.close()
 
@@ -134,7 +141,7 @@ class App:
         if "websocket.http.response" not in (scope.get("extensions") or {}):
             send = closing_instead(send)
         own = (scope.get("extensions") or {}).get(EXTENSION, {})
-        server = ServerExtension(own.get("break_off"), own.get("on_departure"))
+        server = ServerExtension(own.get("socket"), own.get("on_departure"))
         await self._realtime.handle(read_request(scope), receive, send, server)
 
     async def _beside(self, request: Request, send: Send) -> None:
@@ -175,38 +182,6 @@ class App:
                 return
 
 
-def asks_first(request: Request) -> bool:
-    """Say whether this looks like a CORS preflight, which the gateway judges, whatever it asks about."""
-    return request.method == "OPTIONS" and any(name == b"access-control-request-method" for name, _ in request.headers)
-
-
-def read_request(scope: Scope) -> Request:
-    """Return the request in raw bytes: from the request line where our server keeps it, else from ASGI's parts."""
-    client = scope.get("client")
-    target: bytes | None = scope.get("extensions", {}).get(EXTENSION, {}).get("raw_target")
-    if target is None:
-        path: bytes = scope.get("raw_path") or scope["path"].encode()
-        query = scope["query_string"] or None  # ASGI cannot say whether an empty query had its `?`
-    else:
-        path, mark, rest = target.partition(b"?")
-        query = rest if mark else None
-    scheme = {"ws": "http", "wss": "https"}.get(scope["scheme"]) or str(scope["scheme"])
-    peer = client[0] if client else ""
-    return Request(scope.get("method", "GET"), path, query, list(scope["headers"]), peer, scheme, scope)
-
-
-def closing_instead(send: Send) -> Send:
-    """Return `send` for a server that cannot refuse a handshake with an answer of ours: it says 403."""
-
-    async def closing(message: Message) -> None:
-        if message["type"] == "websocket.http.response.start":
-            await send({"type": "websocket.close", "code": 1008})
-        elif message["type"] != "websocket.http.response.body":
-            await send(message)
-
-    return closing
-
-
 def create_app(
     settings: Settings | None = None,
     *,
@@ -214,13 +189,14 @@ def create_app(
     environ: Mapping[str, str] | None = None,
     key: Secret | None = None,
     store: Store | None = None,
+    mailbox: Mailbox | None = None,
     identify: Identify | None = None,
 ) -> App:
     """Return the application for `settings`, or for file and environment.
 
-    `key` replaces the environment's fal key; `store` what `state.url` names, and the app closes it; `identify` names the
-    users of an app that this one is mounted in, before every configured source. Raises Misconfigured with every error
-    that `check` finds.
+    `key` replaces the environment's fal key; `store` and `mailbox` what `state.url` names, and the app closes them;
+    `identify` names the users of an app that this one is mounted in, before every configured source. Raises
+    Misconfigured with every error that `check` finds.
     """
     environ = captured() if environ is None else environ
     report = check.examine(settings, config, environ, key=key, embedded=identify is not None)
@@ -277,15 +253,25 @@ def create_app(
         trusted_proxies=TrustedProxies(settings.server.trusted_proxies),
         lifecycle=Lifecycle(),
         uploads=Uploads.of(settings, site, route, signing),
+        callbacks=Callbacks.of(settings, site, signing),
     )
     Storage.of(settings.storage, gateway).open()
+    try:
+        hub = open_hub(settings, gateway, dialer, environ, folder, mailbox)
+    except JournalError as error:
+        raise Misconfigured([f"state.url: {error}"]) from error
     admin = Admin(settings.admin.host, admin_token(environ, []), telemetry.metrics)
-    return App(gateway, _realtime(settings.realtime, gateway, dialer), admin, settings.realtime.max_message_bytes)
+    if hub is not None:
+        letters = DeadLetters(hub.mailbox)
+        admin.show(dead_letters.PATH, letters.view)
+        admin.act(dead_letters.PATH + b"/", b"/retry", letters.retry)
+    sockets = _realtime(settings.realtime, gateway, dialer)
+    return App(gateway, sockets, hub, admin, settings.realtime.max_message_bytes)
 
 
 def _realtime(settings: RealtimeSettings, gateway: Gateway, dialer: Dialer) -> Realtime:
     rates = tuple((rate.limit, rate.window_seconds) for rate in parse_rates(settings.messages))
-    terms = Terms(rates, settings.session_seconds, settings.idle_seconds)
+    terms = Terms(rates, settings.max_message_bytes, settings.session_seconds, settings.idle_seconds)
     return Realtime(gateway, dialer, terms, _usd_per_second(settings))
 
 

@@ -22,7 +22,7 @@ from fal_proxy.identity.key import KeyFileError, KeyRecord, read
 from fal_proxy.identity.network import TrustedProxies
 from fal_proxy.loading import Finding
 from fal_proxy.platform_api.findings import platform_findings
-from fal_proxy.policy import inputs
+from fal_proxy.policy import inputs, webhooks
 from fal_proxy.policy.endpoints import Globs
 from fal_proxy.policy.origin import Site
 from fal_proxy.policy.plans import compile_plan
@@ -96,7 +96,8 @@ def examine(
     _judge_money(report)
     report.findings += platform_findings(report.settings, config_path(config, environ).parent, environ)
     _judge_realtime(report)
-    _judge_storage(report, environ)
+    _judge_storage(report)
+    report.findings += webhooks.findings(report.settings, environ)
     _judge_state(report, config_path(config, environ).parent)
     for index, rule in enumerate(report.settings.inputs):
         for fault in inputs.faults(rule):
@@ -155,8 +156,12 @@ def _judge_keys_of_fal(report: Report, environ: Mapping[str, str], key: Secret |
 
 
 def _judge_secrets(report: Report, environ: Mapping[str, str]) -> None:
-    if "anonymous" in report.settings.identity.sources and not signing_secrets(environ, report.findings):
-        report.error(ENV_SECRET, "anonymous callers need a signing secret: set it to 32 random bytes, in hex")
+    settings = report.settings
+    needs = ["anonymous callers"] if "anonymous" in settings.identity.sources else []
+    needs += ["relayed uploads"] if settings.storage.mode == "relay" else []
+    needs += ["webhooks"] if settings.webhooks.mode == "hub" else []
+    if needs and not signing_secrets(environ, report.findings):
+        report.error(ENV_SECRET, f"{', '.join(needs)} need a signing secret: set it to 32 random bytes, in hex")
     if upstream := environ.get(ENV_UPSTREAM):
         report.attempt(ENV_UPSTREAM, lambda: Route(upstream))
         report.warn(ENV_UPSTREAM, "all traffic, and the fal key, goes there instead of to fal")
@@ -216,16 +221,10 @@ def _judge_realtime(report: Report) -> None:
         report.warn("realtime.mode", "no plan has realtime_token, so realtime is closed to everybody")
 
 
-def _judge_storage(report: Report, environ: Mapping[str, str]) -> None:
+def _judge_storage(report: Report) -> None:
     storage = report.settings.storage
-    if storage.mode == "relay":
-        told_already = "anonymous" in report.settings.identity.sources
-        if not signing_secrets(environ, [] if told_already else report.findings) and not told_already:
-            report.error(ENV_SECRET, "relayed uploads need a signing secret: set it to 32 random bytes, in hex")
-        if not report.settings.server.public_url:
-            report.warn(
-                "server.public_url", "is empty: upload URLs begin with the socket's scheme and the request's Host"
-            )
+    if storage.mode == "relay" and not report.settings.server.public_url:
+        report.warn("server.public_url", "is empty: upload URLs begin with the socket's scheme and the request's Host")
     if storage.max_upload_bytes < 1:
         report.error("storage.max_upload_bytes", "must be at least 1")
     report.attempt("storage.content_types", partial(UploadRules, storage.content_types))

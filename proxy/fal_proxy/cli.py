@@ -6,10 +6,8 @@ import asyncio
 import json
 import logging
 import math
-import secrets
 import sys
 import tempfile
-import uuid
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -19,6 +17,8 @@ import click
 from fal_proxy import check as checks
 from fal_proxy._version import __version__
 from fal_proxy.app import App, create_app
+from fal_proxy.demo import Demo
+from fal_proxy.demo.playground import open_playground
 from fal_proxy.downstream.websocket import SocketProtocol
 from fal_proxy.environment import SECRET_VARIABLES, Secret, captured, secret_in_url, shared_secrets
 from fal_proxy.errors import Misconfigured
@@ -29,24 +29,28 @@ from fal_proxy.platform_api.live import ask_fal
 from fal_proxy.refusing import EXIT_MISCONFIGURED, refusing
 from fal_proxy.server import ADMIN_CONNECTIONS, Drain, Listener, bind
 from fal_proxy.server import serve as run_server
-from fal_proxy.settings import (
-    ENV_SECRET,
-    ENV_UPSTREAM,
-    Identity,
-    KeySource,
-    Plan,
-    Server,
-    Settings,
-    Storage,
-    config_path,
-)
-from fal_proxy.telemetry.access import LOGGER as ACCESS_LOGGER
+from fal_proxy.settings import Settings, config_path
 from fal_proxy.telemetry.lines import LineWriter
 from fal_proxy.telemetry.masking import SecretMask
 from fal_proxy.upstream.credentials import fal_keys, secret_half
 
 _mask = SecretMask()  # on every handler of this process
 
+
+def _finite(_: click.Context, option: click.Parameter, value: float) -> float:
+    if not math.isfinite(value):
+        raise click.BadParameter("must be a finite number", param=option)
+    return value
+
+
+_speed = click.option(
+    "--speed",
+    type=click.FloatRange(0, min_open=True),
+    default=1.0,
+    show_default=True,
+    callback=_finite,
+    help="Divides fal's durations.",
+)
 _config = click.option("--config", type=click.Path(dir_okay=False), help="Settings file; default ./fal-proxy.toml.")
 
 
@@ -87,7 +91,7 @@ def serve(config: str | None, host: str | None, port: int | None, reuse_port: bo
         trusted_proxies=server.trusted_proxies,
     )
     admin = _admin_listener(report.settings, app)
-    lines = _access_lines()
+    lines = _access_lines(app)
 
     def announce() -> None:
         _announce(listener)
@@ -100,35 +104,34 @@ def serve(config: str | None, host: str | None, port: int | None, reuse_port: bo
 
 @main.command()
 @click.option("--port", type=click.IntRange(0, 65535), default=8080, show_default=True, help="0 picks a free one.")
+@_speed
 @refusing
-def dev(port: int) -> None:
-    """Play: proxy and offline fal on loopback, no key, no configuration, no network."""
+def dev(port: int, speed: float) -> None:
+    """Play: a page, the proxy and an offline fal on loopback, no key, no configuration, no network."""
     emulator = _emulator()
     proxy_sock, fal_sock = bind("127.0.0.1", port), bind("127.0.0.1", 0)
-    fal = Listener(None, fal_sock, emulator.EmulatorProtocol)
-    fal = Listener(emulator.create_emulator(fal.url), fal_sock, emulator.EmulatorProtocol, emulator.EmulatorSocket)
+    fal_url = Listener(None, fal_sock).url
+    offline = emulator.create_emulator(fal_url, speed=speed)
+    fal = Listener(offline, fal_sock, emulator.EmulatorProtocol, emulator.EmulatorSocket)
+
+    def break_fal(faults: str) -> None:
+        offline.faults[:] = emulator.parse_faults(faults)
+
     with tempfile.TemporaryDirectory(prefix="fal-proxy-dev-") as folder:
-        key = user_keys.add(Path(folder) / "users.toml", "dev", "default")
-        settings = Settings(
-            server=Server(hosts=("localhost", "127.0.0.1", "[::1]")),
-            identity=Identity(sources=("key", "anonymous"), key=KeySource(file=str(Path(folder) / "users.toml"))),
-            plans={"default": Plan(endpoints=("**",), methods=("POST", "GET", "PUT", "DELETE", "PATCH"))},
-            storage=Storage(mode="relay", serve_files=True),
-        )
-        environ = {ENV_SECRET: secrets.token_hex(32), ENV_UPSTREAM: fal.url}
-        app = create_app(settings, environ=environ, key=Secret(f"{uuid.uuid4()}:{secrets.token_hex(16)}"))
+        playground = open_playground(Path(folder), fal_url)
         proxy = Listener(
-            app,
+            Demo(playground, offline.journal, break_fal),
             proxy_sock,
             websockets=SocketProtocol,
-            max_message_bytes=app.max_message_bytes,
-            lifecycle=app.lifecycle,
+            max_message_bytes=playground.proxy.max_message_bytes,
+            lifecycle=playground.proxy.lifecycle,
         )
-        lines = _access_lines()
+        lines = _access_lines(playground.proxy, playground.tokens)
 
         def announce() -> None:
             _announce(proxy)
-            click.echo(_DEV_HINT.format(url=proxy.url, mount=settings.mount, key=key, fal=fal.url))
+            mount, key = playground.settings.mount, playground.user_key
+            click.echo(_DEV_HINT.format(url=proxy.url, mount=mount, key=key, fal=fal_url))
             lines.start()
 
         run_server(proxy, announce, beside=fal)
@@ -138,21 +141,17 @@ def dev(port: int) -> None:
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8090, show_default=True, help="0 picks a free one.")
 @click.option("--public-url", help="What handed-out URLs start with; default: the address listened on.")
-@click.option(
-    "--speed", type=click.FloatRange(0, min_open=True), default=1.0, show_default=True, help="Divides durations."
-)
+@_speed
 @click.option("--seed", type=int, help="Makes chance repeatable.")
 @click.option(
     "--faults",
     default="",
-    help="'GLOB:KIND[=ARG][@P];…', KIND: status delay reset stall truncate nginx502; sockets: drop garbage oversized close.",
+    help="'GLOB:KIND[=ARG][@P];…', KIND: status delay reset stall truncate nginx502; sockets: drop garbage oversized close; webhook_: late early twice disorder forged unknown expired rotated huge truncated.",
 )
 @refusing
 def emulate(host: str, port: int, public_url: str | None, speed: float, seed: int | None, faults: str) -> None:
     """Serve an offline fal: every host below one port, /<host>/<path>."""
     emulator = _emulator()
-    if not math.isfinite(speed):
-        raise click.BadParameter("must be a finite number", param_hint="--speed")
     try:
         parsed = emulator.parse_faults(faults)
     except ValueError as error:
@@ -259,14 +258,11 @@ def _admin_listener(settings: Settings, app: App) -> Listener | None:
         raise Misconfigured([f"admin.port: {finding}" for finding in error.findings]) from error
 
 
-def _access_lines() -> LineWriter:
+def _access_lines(*apps: App) -> LineWriter:
     """Send access lines to stdout, and nowhere else; they wait until the first line of stdout is written."""
-    lines = LineWriter(sys.stdout)
-    lines.addFilter(_mask)
-    logger = logging.getLogger(ACCESS_LOGGER)
-    logger.addHandler(lines)
-    logger.setLevel(logging.INFO)
-    logger.propagate = False
+    lines = LineWriter(sys.stdout, masked=_mask.masked)
+    for app in apps:
+        app.access.outlet = lines
     return lines
 
 
@@ -297,7 +293,8 @@ def _emulator() -> ModuleType:
 
 
 _DEV_HINT = """
-In the page:     fal.config({{ proxyUrl: "{url}{mount}" }})
+Open:            {url}/
+In your page:    fal.config({{ proxyUrl: "{url}{mount}" }})
 From a shell:    curl {url}{mount}/fal.run/fal-ai/flux/dev -H 'Authorization: Bearer {key}' \\
                       -H 'Content-Type: application/json' -d '{{"prompt": "a harbour at dawn"}}'
 Offline fal:     {fal}

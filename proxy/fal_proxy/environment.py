@@ -6,6 +6,7 @@ captured once; nothing else looks into `os.environ`. The fal keys' form is `upst
 
 from __future__ import annotations
 
+import base64
 import os
 import stat
 from collections.abc import Mapping
@@ -14,10 +15,19 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from fal_proxy.loading import Finding
-from fal_proxy.settings import ENV_ADMIN_TOKEN, ENV_HEADER_SECRET, ENV_SECRET, ENV_SECRETS, ENV_STATE, FILE
+from fal_proxy.settings import (
+    ENV_ADMIN_TOKEN,
+    ENV_HEADER_SECRET,
+    ENV_SECRET,
+    ENV_SECRETS,
+    ENV_STATE,
+    ENV_WEBHOOK_SECRET,
+    FILE,
+)
 
 MIN_SECRET_BYTES = 16
 ENV_FAL_ADMIN_KEY = "FAL_ADMIN_KEY"  # reads bills; nothing is ever relayed with it
+WEBHOOK_PREFIX = "whsec_"
 # What may hold a secret, and is taken out of its environment by `serve`; the URL of Redis may hold a password.
 SECRET_VARIABLES = (*ENV_SECRETS, "FAL_KEY", "FAL_KEY_SECRET", ENV_FAL_ADMIN_KEY, ENV_STATE, "FAL_PROXY_STATE__URL")
 
@@ -54,10 +64,28 @@ def captured() -> dict[str, str]:
 def signing_secrets(environ: Mapping[str, str], findings: list[Finding]) -> tuple[Secret, ...]:
     """Return the signing secrets, oldest first (the last one signs), from the variable or the file it names."""
     text = _text(environ, ENV_SECRET, findings)
-    secrets = tuple(Secret(part.strip()) for part in text.replace("\n", ",").split(",") if part.strip())
+    secrets = _several(text)
     if any(len(secret.reveal().encode()) < MIN_SECRET_BYTES for secret in secrets):
         findings.append(Finding("error", ENV_SECRET, f"each secret needs at least {MIN_SECRET_BYTES} bytes"))
     return secrets
+
+
+def webhook_secrets(environ: Mapping[str, str], findings: list[Finding]) -> tuple[Secret, ...]:
+    """Return what deliveries to the app's own server are signed with, oldest first; each is a `whsec_` of its own."""
+    secrets = _several(_text(environ, ENV_WEBHOOK_SECRET, findings))
+    if any(not 24 <= len(webhook_key(secret)) <= 64 for secret in secrets):
+        message = f"each secret is {WEBHOOK_PREFIX} and 24 to 64 random bytes in base64"
+        findings.append(Finding("error", ENV_WEBHOOK_SECRET, message))
+    return secrets
+
+
+def webhook_key(secret: Secret) -> bytes:
+    """Return the bytes that a `whsec_` stands for; none for what is malformed."""
+    prefix, text = secret.reveal()[: len(WEBHOOK_PREFIX)], secret.reveal()[len(WEBHOOK_PREFIX) :]
+    try:
+        return base64.b64decode(text, validate=True) if prefix == WEBHOOK_PREFIX else b""
+    except ValueError:
+        return b""
 
 
 def header_secret(environ: Mapping[str, str], findings: list[Finding]) -> Secret | None:
@@ -82,7 +110,9 @@ def shared_secrets(environ: Mapping[str, str]) -> list[Secret]:
     """Return all of these that are set, wherever they are used."""
     ignored: list[Finding] = []
     single = [header_secret(environ, ignored), admin_token(environ, ignored), fal_admin_key(environ, ignored)]
-    return [*signing_secrets(environ, ignored), *(secret for secret in single if secret is not None)]
+    # Without their prefix, so that half a secret is masked too.
+    webhook = [Secret(each.reveal().removeprefix(WEBHOOK_PREFIX)) for each in webhook_secrets(environ, ignored)]
+    return [*signing_secrets(environ, ignored), *webhook, *(secret for secret in single if secret is not None)]
 
 
 def secret_in_url(url: str) -> list[Secret]:
@@ -100,13 +130,17 @@ def judge_file(path: Path, variable: str, findings: list[Finding]) -> None:
         findings.append(Finding("warning", variable, "others on this machine can read the file: chmod 600"))
 
 
-def fingerprint(path: Path) -> tuple[int, int, int] | None:
+def fingerprint(path: Path | str) -> tuple[int, int, int] | None:
     """Return what changes whenever a file does; None for what is no file, or not there."""
     try:
-        state = path.stat()
+        state = os.stat(path)  # noqa: PTH116 -- asked for every request, and Path.stat() takes twice as long
     except OSError:
         return None
     return (state.st_mtime_ns, state.st_size, state.st_ino) if stat.S_ISREG(state.st_mode) else None
+
+
+def _several(text: str) -> tuple[Secret, ...]:
+    return tuple(Secret(part.strip()) for part in text.replace("\n", ",").split(",") if part.strip())
 
 
 def _text(environ: Mapping[str, str], name: str, findings: list[Finding]) -> str:

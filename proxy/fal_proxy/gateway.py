@@ -13,7 +13,6 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import msgspec
 
@@ -24,6 +23,7 @@ from fal_proxy.admission.accounts import Account
 from fal_proxy.admission.gate import Gate, Grant
 from fal_proxy.admission.leases import Lease, LeaseAccount
 from fal_proxy.admission.settler import Settler
+from fal_proxy.callbacks import Callbacks
 from fal_proxy.direct import KINDS, Direct
 from fal_proxy.errors import ClientGone, Refusal
 from fal_proxy.exchange import Addressed, Caller, Ending, Exchange, Kind, Request, Target
@@ -57,7 +57,7 @@ ACCEPT_PLAIN = (b"accept-encoding", b"identity")
 _log = logging.getLogger("fal_proxy")
 
 
-class Arrival(NamedTuple):
+class Arrival(msgspec.Struct, frozen=True):
     """A request for a route that judges its callers by itself: framing, Host and preflights are behind it."""
 
     request: Request
@@ -99,6 +99,7 @@ class Gateway:
     trusted_proxies: TrustedProxies
     lifecycle: Lifecycle
     uploads: Uploads
+    callbacks: Callbacks
     routes: dict[bytes, Serve] = field(default_factory=dict)  # by first segment: what judges its callers by itself
 
     async def handle(
@@ -147,7 +148,8 @@ class Gateway:
 
     async def _relay(self, arrival: Arrival) -> None:
         """Go the whole way, from the caller to the books."""
-        request, receive, send, on_departure, reply, accepted, announced = arrival
+        request, receive, send, on_departure = arrival.request, arrival.receive, arrival.send, arrival.on_departure
+        reply, accepted, announced = arrival.reply, arrival.accepted, arrival.announced
         exchange = reply.exchange
         caller = await self.identities.identify(request)
         exchange.caller, reply.cookie = caller, caller.set_cookie
@@ -162,6 +164,7 @@ class Gateway:
         judge_cross_site(caller, request, origin_accepted=accepted, header_form=addressed.header_form)
         realtime_mode, wma = self.realtime_mode, self.direct.wma
         permit(target, plan, storage_mode=self.uploads.mode, realtime_mode=realtime_mode, wma=wma)
+        target = self.callbacks.judge(target, caller)
         if target.kind is Kind.TOKEN and realtime_mode == "relay":
             inbound = Inbound(receive, tokens.MAX_BYTES, announced, on_departure)
             await self._answer_ticket(request, target, caller, inbound, reply)
@@ -221,14 +224,18 @@ class Gateway:
 
     async def _answer_me(self, request: Request, caller: Caller, accepted: bool | None, reply: Reply) -> None:
         """Tell the caller where they stand; costs nothing."""
+        self.judge_ordinary(request, caller, accepted)
+        about = {"id": caller.shown, "plan": caller.plan, "source": caller.source}
+        await reply.own(200, msgspec.json.encode(about | await self.gate.standing(caller, caller.plan)))
+
+    def judge_ordinary(self, request: Request, caller: Caller, accepted: bool | None) -> None:
+        """Judge what relays nothing and costs nothing: its address, method, page and plan."""
         self.guard.hit(self.trusted_proxies.client_network(request.peer, request.headers))
         if request.method != "GET" or request.query is not None:
             raise Refusal("method_not_allowed", "this route takes GET, without a query", headers=((b"allow", b"GET"),))
         judge_cross_site(caller, request, origin_accepted=accepted, header_form=True)
         if caller.plan not in self.plans:
             raise Refusal("endpoint_denied", f"there is no plan called {caller.plan!r}")
-        about = {"id": caller.shown, "plan": caller.plan, "source": caller.source}
-        await reply.own(200, msgspec.json.encode(about | await self.gate.standing(caller, caller.plan)))
 
     async def _answer_ticket(
         self, request: Request, target: Target, caller: Caller, inbound: Inbound, reply: Reply
@@ -289,7 +296,7 @@ class Gateway:
             outgoing = outgoing.rebuilt(encode_input(given))
         if price is None:
             return outgoing, 0, ""
-        return outgoing, reservation_microusd(price, given), str(price.usd)
+        return outgoing, reservation_microusd(price, given), price.text
 
     def _prepare(
         self, request: Request, target: Target, plan: CompiledPlan, announced: int | None, addressed: Addressed

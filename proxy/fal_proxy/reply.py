@@ -8,6 +8,8 @@ from fal_proxy.exchange import Exchange
 from fal_proxy.headers import Headers
 from fal_proxy.relay.inbound import Send
 
+_NO_PAGE = fields.cors(None, ours=True)
+
 
 class Reply:
     """The way down: what every answer carries, and whether its head has gone."""
@@ -15,7 +17,7 @@ class Reply:
     def __init__(self, send: Send, exchange: Exchange | None = None) -> None:
         self.send = send
         self.exchange = exchange or Exchange()  # beside the mount there is none, and nobody reads this one
-        self.cors = fields.cors(None, ours=True)
+        self.cors = _NO_PAGE
         self.cookie: bytes | None = None
         self.limits: tuple[tuple[bytes, bytes], ...] = ()
 
@@ -56,6 +58,15 @@ class Reply:
         await self._start(status, headers)
         self.exchange.bytes_down += len(body)
         await self.send({"type": "http.response.body", "body": body})
+
+    async def begin(self, headers: Headers) -> None:
+        """Send the head of an answer of ours whose body follows in pieces."""
+        await self._start(200, [*headers, (b"date", fields.http_date())])
+
+    async def piece(self, data: bytes, *, last: bool = False) -> None:
+        """Send a piece of that body; returns when the caller's connection can take more."""
+        self.exchange.bytes_down += len(data)
+        await self.send({"type": "http.response.body", "body": data, "more_body": not last})
 
     async def _start(self, status: int, passed: Headers, always: Headers = fields.ALWAYS_DOWN) -> None:
         self.exchange.status = status

@@ -33,9 +33,10 @@ ENV_SECRET = "FAL_PROXY_SECRET"  # noqa: S105 -- the name of the variable, not a
 ENV_HEADER_SECRET = "FAL_PROXY_HEADER_SECRET"  # noqa: S105 -- as above
 ENV_UPSTREAM = "FAL_PROXY_UPSTREAM"
 ENV_ADMIN_TOKEN = "FAL_PROXY_ADMIN_TOKEN"  # noqa: S105 -- as above
+ENV_WEBHOOK_SECRET = "FAL_PROXY_WEBHOOK_SECRET"  # noqa: S105 -- as above
 ENV_CONFIG = "FAL_PROXY_CONFIG"
 ENV_STATE = "FAL_PROXY_STATE"  # another spelling of state.url
-ENV_SECRETS = (ENV_SECRET, ENV_HEADER_SECRET, ENV_ADMIN_TOKEN)
+ENV_SECRETS = (ENV_SECRET, ENV_HEADER_SECRET, ENV_ADMIN_TOKEN, ENV_WEBHOOK_SECRET)
 FILE = "_FILE"  # a secret may stand in the file that this variable of its name names
 _ENV_RESERVED = frozenset([ENV_UPSTREAM, ENV_CONFIG, ENV_STATE, *ENV_SECRETS, *(name + FILE for name in ENV_SECRETS)])
 _HOST_NAME = re.compile(r"[a-z0-9._\-]+|[0-9a-f:.]+")  # the second: IPv6, without its brackets
@@ -163,6 +164,18 @@ class Realtime(Section, frozen=True):
     )
 
 
+class Webhooks(Section, frozen=True):
+    """`[webhooks]`: what fal calls when a job has ended."""
+
+    allowed_hosts: Annotated[tuple[str, ...], says("hosts that a caller's own `fal_webhook` may name")] = ()
+    mode: Annotated[
+        Literal["off", "hub"],
+        says(
+            "`hub`: fal calls the proxy, which tells the owner and the caller's own webhook; needs `server.public_url`"
+        ),
+    ] = "off"
+
+
 class PriceFeed(Section, frozen=True):
     """`[price_feed]`: prices that fal itself names, where `prices` name none."""
 
@@ -221,6 +234,7 @@ class Settings(Section, frozen=True):
     state: State = State()
     storage: Storage = Storage()
     realtime: Realtime = Realtime()
+    webhooks: Webhooks = Webhooks()
     admin: Admin = Admin()
 
     @classmethod

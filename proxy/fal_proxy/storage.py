@@ -12,9 +12,11 @@ be repeated and a file still has its size; per process, because only numbers of 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import NamedTuple
 from urllib.parse import quote, unquote
+
+from msgspec.structs import replace
 
 from fal_proxy import headers as fields
 from fal_proxy.admission.uploaded import Uploaded

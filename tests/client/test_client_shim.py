@@ -147,7 +147,7 @@ async def test_import_after_somebody_put_the_native_one_back_wraps_it_again(page
 
 
 async def test_import_without_a_websocket_brings_none(page: Page) -> None:
-    assert await page.play("without") == {"exported": ["configure", "tokenProvider"], "global": False}
+    assert await page.play("without") == {"exported": ["configure", "onResult", "tokenProvider"], "global": False}
 
 
 async def test_every_worker_imports_for_itself(page: Page) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from support.node import Node
 SERVED = "https://proxy.example.com/api/fal/proxy/client.js"
 ACCEPTED = f"""
 import {{ fal }} from "@fal-ai/client";
-import {{ configure, tokenProvider, type Configuration }} from "{SERVED}";
+import {{ configure, onResult, tokenProvider, type Configuration, type Result }} from "{SERVED}";
 
 fal.realtime.connect("a/b", {{ tokenProvider, onResult: () => {{}} }});
 fal.realtime.connect("a/b", {{ tokenProvider: (app) => tokenProvider(app, {{ headers: {{ a: "b" }} }}), onResult() {{}} }});
@@ -22,7 +23,10 @@ const token: string = await tokenProvider("a/b", {{ credentials: "include" }});
 const chosen: Configuration = {{ relay: null }};
 configure(chosen);
 configure({{ proxyUrl: new URL("https://a/b"), relay: "ws://localhost:8090" }});
-export {{ token }};
+const stop: () => void = onResult("764cabcf", ({{ request_id, payload }}) => [request_id, payload]);
+const show = (result: Result<{{ images: string[] }}>) => (result.status === "OK" ? result.payload?.images : result.error);
+onResult<{{ images: string[] }}>((await fal.queue.submit("a/b", {{ input: {{}} }})).request_id, show, {{ headers: {{}} }});
+export {{ stop, token }};
 """
 # The module without its types beside it: whatever they promise must be there, and nothing more.
 SAME = """
@@ -40,6 +44,8 @@ REFUSED = [
     ('import { tokenProvider } from "SHIM"; tokenProvider();', "TS2554", "no app"),
     ('import { tokenProvider } from "SHIM"; tokenProvider(7);', "TS2345", "an app that is no text"),
     ('import { tokenProvider } from "SHIM"; const now: string = tokenProvider("a");', "TS2322", "a promise"),
+    ('import { onResult } from "SHIM"; onResult("a");', "TS2554", "nobody to call"),
+    ('import { onResult } from "SHIM"; onResult("a", (r) => r.status === "COMPLETED");', "TS2367", "no such status"),
     ('import { configure } from "SHIM"; configure({ url: "a" });', "TS2353", "a setting that nobody knows"),
     ('import { configure } from "SHIM"; configure({ proxyUrl: null });', "TS2322", "no proxy at all"),
 ]
@@ -85,7 +91,7 @@ def test_types_refuse_what_would_fail(node: Node, tmp_path: Path) -> None:
         assert any(f"case{index}.ts" in line and code in line for line in complaints.splitlines()), (source, complaints)
 
 
-@pytest.mark.parametrize("name", ["configure", "tokenProvider"])
+@pytest.mark.parametrize("name", ["configure", "tokenProvider", "onResult"])
 def test_every_export_is_documented(name: str) -> None:
     types = client.FILES[b"/client.d.ts"].content.decode()
-    assert f"*/\nexport function {name}(" in types
+    assert re.search(rf"\*/\nexport function {name}[(<]", types)

@@ -27,6 +27,7 @@ step = st.one_of(
     st.tuples(st.just("submitted"), number),
     st.tuples(st.just("settle"), number, st.sampled_from(Outcome), st.integers(0, 60)),
     st.tuples(st.just("completed"), number),
+    st.tuples(st.just("hasten"), number),
     st.tuples(st.just("due"), st.integers(0, 3)),
     st.tuples(st.just("extend"), st.sampled_from(["a", "b"]), st.sampled_from([0, 7.5, 60])),
     st.tuples(st.just("pass"), st.sampled_from([0.5, 7.0, 10.0, 59.0])),
@@ -52,6 +53,8 @@ async def taken(store: Store, name: str, entry: str, move: tuple[Any, ...]) -> o
         await store.settle(entry, values[1], values[2])
     if kind == "completed":
         await store.completed(f"request-{values[0]}")
+    if kind == "hasten":
+        await store.hasten(f"request-{values[0]}")
     if kind == "extend":
         return await store.extend(*values)
     if kind == "due":

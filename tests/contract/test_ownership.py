@@ -135,6 +135,58 @@ async def test_settler_forgets_what_is_settled(bench: Bench) -> None:
     assert await asked(bench) == [("request-2", 0)]
 
 
+async def test_hastened_job_is_asked_about_at_once_and_soon_again(bench: Bench) -> None:
+    await opened(bench, 1)
+    await opened(bench, 2)
+    bench.now += 10
+    assert len(await asked(bench)) == 2
+    bench.now += 20
+    assert len(await asked(bench)) == 2
+    bench.now += 1
+    await bench.store.hasten("request-1")
+    await bench.store.hasten("request-1")
+    await bench.store.hasten("nobody's")
+    assert await asked(bench) == [("request-1", 0)]
+    assert await asked(bench) == []
+    bench.now += 20
+    assert await asked(bench) == [("request-1", 1)]
+
+
+async def test_hastening_does_not_ask_about_what_was_billed_or_released(bench: Bench) -> None:
+    for number, outcome in enumerate((Outcome.BILLED, Outcome.RELEASED)):
+        await opened(bench, number)
+        await bench.store.settle(f"entry-{number}", outcome, 7)
+        await bench.store.hasten(f"request-{number}")
+    await bench.submit(5, "me", entry_id="free")
+    await bench.store.hasten("request-5")
+    bench.now += 60
+    assert await asked(bench) == []
+
+
+async def test_job_that_ends_after_its_lease_is_hastened_a_few_times_or_until_it_is_billed(bench: Bench) -> None:
+    for number in (1, 2):
+        await opened(bench, number)
+    bench.now += 3600
+    assert await asked(bench) == []
+    for number in (1, 2):
+        await bench.store.hasten(f"request-{number}")
+    assert await asked(bench) == [("request-1", 0), ("request-2", 0)]
+    await bench.store.settle("entry-1", Outcome.BILLED, 7)
+    found = []
+    for _ in range(8):
+        bench.now += 60
+        found += await asked(bench)
+    assert found == [("request-2", 1), ("request-2", 2)]
+    assert (await bench.usage(BUDGET))[0][:2] == (47, 0)
+
+
+async def test_hastening_a_job_whose_ownership_has_ended_does_nothing(bench: Bench) -> None:
+    await opened(bench, 1)
+    bench.now += 24 * 3600
+    await bench.store.hasten("request-1")
+    assert await asked(bench) == []
+
+
 async def test_job_that_nobody_settles_is_charged_as_reserved_when_its_lease_ends(bench: Bench) -> None:
     await opened(bench, 1)
     bench.now += 3599

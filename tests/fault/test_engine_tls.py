@@ -3,37 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 import ssl
 from collections.abc import Callable
 
 import pytest
 
 from fal_proxy.errors import ClientGone, ConnectError, ConnectTimeout, UpstreamCut
-from fal_proxy.upstream.dial import Address, Dialer, Origin, tls_context
 from fal_proxy.upstream.engine import Engine
-from support.certificates import server_context, stranger, trusting
-from support.peers import PATIENCE, Peer, Serve, Upstream, exchange, turns
+from support.certificates import server_context, stranger
+from support.dialled import NAME, dialer, origin
+from support.peers import PATIENCE, Peer, Serve, exchange, turns
 
-NAME = "fal.test"
 UNTIL_CLOSE = b"HTTP/1.1 200 OK\r\n\r\nto the end"
 
 MakeEngine = Callable[..., Engine]
-
-
-def dialer(upstream: Upstream, seconds: float = PATIENCE) -> Dialer:
-    """Return a dialer that trusts the tests' CA and finds every name at the upstream."""
-    address: Address = (socket.AF_INET, "127.0.0.1", upstream.port)
-
-    async def resolver(host: str, port: int) -> list[Address]:
-        return [address]
-
-    return Dialer(seconds, context=trusting(tls_context()), resolver=resolver)
-
-
-def origin(upstream: Upstream, host: str = NAME) -> Origin:
-    """Return the upstream under a name."""
-    return Origin("https", host, upstream.port, trusted=True)
 
 
 VERSIONS = pytest.mark.parametrize("tls12", [False, True], ids=["TLS1.3", "TLS1.2"])

@@ -11,9 +11,9 @@ import pytest
 
 from fal_proxy.errors import StoreUnavailable
 from fal_proxy.stores import Outcome
+from fal_proxy.stores.frames import TITLE, encode, frame
 from fal_proxy.stores.journal import Journal, JournalError
 from fal_proxy.stores.memory import MemoryStore
-from fal_proxy.stores.replay import TITLE, encode, frame
 from support.crash import AMOUNT, START, Child, Clock, Disk, filled, memory, perform, replayed, segments, spent
 
 COMMANDS = (

@@ -24,9 +24,9 @@ from fal_proxy.admission.settler import AT_ONCE
 from fal_proxy.errors import Refusal
 from fal_proxy.exchange import Caller, Exchange, Kind, Target
 from fal_proxy.policy.pricing import charge_for
+from fal_proxy.stores.frames import frame
 from fal_proxy.stores.journal import Journal
 from fal_proxy.stores.memory import MemoryStore
-from fal_proxy.stores.replay import frame
 from support import ledger
 from support.crash import Disk, memory, segments
 from support.ledger import Job, Said

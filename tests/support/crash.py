@@ -19,6 +19,7 @@ from fal_proxy.errors import StoreUnavailable
 from fal_proxy.stores import Ask, Budget, Concurrency, Outcome, Rate, Record
 from fal_proxy.stores.journal import Journal
 from fal_proxy.stores.memory import MemoryStore
+from fal_proxy.stores.replay import StatePuts
 from fal_proxy.stores.state import State
 
 START = 1_800_000_000.0
@@ -145,7 +146,7 @@ async def replayed(folder: Path) -> State:
     journal = Journal(folder)
     state = State()
     try:
-        journal.replay(state)
+        journal.replay(StatePuts(state))
     finally:
         await journal.close()
     return state

@@ -10,6 +10,7 @@ from time import time
 import uvicorn
 
 from fal_proxy.emulator import (
+    Delivery,
     Emulator,
     EmulatorProtocol,
     EmulatorSocket,
@@ -59,6 +60,15 @@ class Emulated:
                 return self.last
             await asyncio.sleep(_STEP_SECONDS)
         raise TimeoutError(f"the emulator saw {len(self.app.journal)} requests, not {count}")
+
+    async def delivered(self, count: int = 1) -> list[Delivery]:
+        """Wait until so many attempts to deliver a webhook are over and return all that were begun."""
+        for _ in range(round(WAIT_SECONDS / _STEP_SECONDS)):
+            begun = list(self.app.deliveries)
+            if sum(delivery.done.is_set() for delivery in begun) >= count:
+                return begun
+            await asyncio.sleep(_STEP_SECONDS)
+        raise TimeoutError(f"the emulator made {len(self.app.deliveries)} attempts to deliver, not {count}")
 
     async def received(self, messages: int, index: int = -1) -> Session:
         """Wait until a WebSocket of the journal has received so many messages and return its session."""
@@ -122,6 +132,7 @@ async def emulated(
         finally:
             server.stop.set()
             await serving
+            await app.close()
 
 
 class _Server(uvicorn.Server):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,9 +24,10 @@ from fal_proxy.identity.key import add
 from fal_proxy.server import Listener, bind, serving
 from fal_proxy.settings import Plan, Server, Settings, State
 from fal_proxy.stores import Store
+from fal_proxy.stores.mailbox import Mailbox
 from fal_proxy.stores.memory import MemoryStore
 from support.peers import PATIENCE, Peer, Serve, Upstream, turns
-from support.proxied import FAL_KEY, MOUNT, OPEN_PLAN, SIGNING_SECRET, CanaryWatch, Proxy, open_settings
+from support.proxied import FAL_KEY, MOUNT, OPEN_PLAN, SIGNING_SECRET, WEBHOOK_SECRET, CanaryWatch, Proxy, open_settings
 from support.raw import RawAnswer, raw_client, request
 from support.scripts import ok, read_request
 
@@ -245,20 +247,23 @@ async def limited(
     *,
     clock: Clock | None = None,
     store: Store | None = None,
+    mailbox: Mailbox | None = None,
     user_key: str | None = None,
+    sock: socket.socket | None = None,
 ) -> AsyncIterator[Limited]:
     """Run a proxy that counts in `store`, by default in memory by `clock`; `user_key` is ada's from an earlier one."""
     clock = clock or Clock()
     settings = settings or limits(folder)
     user_key = user_key or add(folder / "users.toml", "ada", "default")
     base = upstream if isinstance(upstream, str) else f"http://127.0.0.1:{upstream.port}"
-    environ = {"FAL_PROXY_SECRET": SIGNING_SECRET, "FAL_PROXY_UPSTREAM": base}
+    secrets = {"FAL_PROXY_SECRET": SIGNING_SECRET, "FAL_PROXY_WEBHOOK_SECRET": WEBHOOK_SECRET}
+    environ = {**secrets, "FAL_PROXY_UPSTREAM": base}
     if store is None and settings.state.url == "memory://":
         store = MemoryStore(clock=clock)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(settler, "TICK_SECONDS", 3600.0)
-        app = CanaryWatch(create_app(settings, environ=environ, key=FAL_KEY, store=store))
-        sock = bind("127.0.0.1", 0)
+        app = CanaryWatch(create_app(settings, environ=environ, key=FAL_KEY, store=store, mailbox=mailbox))
+        sock = sock or bind("127.0.0.1", 0)
         listener = Listener(app, sock, websockets=SocketProtocol, max_message_bytes=app.app.max_message_bytes)
         async with serving(listener) as origin:
             yield Limited(Proxy(origin, user_key, app.app), clock, folder)

@@ -15,6 +15,7 @@ import pytest
 
 from fal_proxy.identity.key import add
 from fal_proxy.stores.journal import Journal
+from fal_proxy.stores.replay import StatePuts
 from fal_proxy.stores.state import State
 from support.commands import clean_environment
 from support.proxied import FAL_KEY, MOUNT
@@ -101,7 +102,7 @@ async def spent(folder: Path) -> tuple[int, int]:
     journal = Journal(folder / "state")
     state = State()
     try:
-        journal.replay(state)
+        journal.replay(StatePuts(state))
     finally:
         await journal.close()
     [purse] = [purse for name, purse in state.purses.items() if name[0].startswith("caller:")]

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import msgspec
 
-from fal_proxy.app import App, Scope, create_app
+from fal_proxy.app import App, create_app
+from fal_proxy.asgi import Scope
 from fal_proxy.downstream.websocket import SocketProtocol
 from fal_proxy.environment import Secret
 from fal_proxy.identity.key import add
@@ -22,6 +23,7 @@ FAL_KEY_ID = "ca0a7b1e-0000-4000-8000-00000000feed"
 FAL_KEY_SECRET = "c0ffee5ec7e7c0ffee5ec7e7c0ffee5e"
 FAL_KEY = Secret(f"{FAL_KEY_ID}:{FAL_KEY_SECRET}")
 SIGNING_SECRET = "a signing secret for tests only and long enough"
+WEBHOOK_SECRET = "whsec_Zm9yIHRlc3RzIG9ubHksIGFuZCBsb25nIGVub3VnaA=="
 MOUNT = "/api/fal/proxy"
 # Limits that no test meets by accident; tests of limits bring their own.
 OPEN_PLAN = Plan(
@@ -77,17 +79,19 @@ async def proxied(
     environ: Mapping[str, str] | None = None,
     *,
     key: Secret | None = FAL_KEY,
+    front: Callable[[CanaryWatch], Callable[..., Awaitable[None]]] | None = None,
 ) -> AsyncIterator[Proxy]:
     """Run a proxy whose every host is reached below `upstream`; `folder` holds its key file.
 
-    Without `key`, the fal keys are those of `environ`.
+    Without `key`, the fal keys are those of `environ`. `front` wraps the app: what stands before it, in the same process.
     """
     settings = settings or open_settings(folder)
     user_key = add(folder / "users.toml", "ada", next(iter(settings.plans)))
     surroundings = {"FAL_PROXY_SECRET": SIGNING_SECRET, "FAL_PROXY_UPSTREAM": upstream, **(environ or {})}
     app = CanaryWatch(create_app(settings, environ=surroundings, key=key))
     sock = bind("127.0.0.1", 0)
-    listener = Listener(app, sock, websockets=SocketProtocol, max_message_bytes=app.app.max_message_bytes)
+    outermost = front(app) if front else app
+    listener = Listener(outermost, sock, websockets=SocketProtocol, max_message_bytes=app.app.max_message_bytes)
     async with serving(listener) as origin:
         yield Proxy(origin, user_key, app.app)
     assert not app.leaks, f"the fal key went down to a caller: {app.leaks}"

@@ -13,11 +13,12 @@ from fal_proxy.check import Report, examine
 from fal_proxy.errors import Misconfigured
 from fal_proxy.identity.key import add
 from fal_proxy.settings import Settings
-from support.proxied import FAL_KEY, FAL_KEY_SECRET, SIGNING_SECRET
+from support.proxied import FAL_KEY, FAL_KEY_SECRET, SIGNING_SECRET, WEBHOOK_SECRET
 
 ENVIRON = {"FAL_KEY": FAL_KEY.reveal(), "FAL_PROXY_SECRET": SIGNING_SECRET, "FAL_PROXY_STATE": "memory://state"}
 KEYS_ONLY = "[identity]\nsources = ['key']\n[plans.default]\nendpoints = ['fal-ai/flux/**']\n"
 ANONYMOUS = KEYS_ONLY.replace("'key'", "'anonymous'") + "[server]\npublic_url = 'https://p.example'\n"
+HUB = "[server]\npublic_url = 'https://p.example'\n[webhooks]\nmode = 'hub'\n"
 BOTH = ANONYMOUS.replace("'anonymous'", "'key', 'anonymous'")
 
 
@@ -48,6 +49,15 @@ GOOD: list[tuple[str, Mapping[str, str], list[str], str]] = [
     (KEYS_ONLY + "[storage]\nmode = 'relay'", ENVIRON, ["server.public_url"], "where do upload URLs lead?"),
     (KEYS_ONLY + "[server]\npublic_url = 'https://p.example'\n[storage]\nmode = 'relay'", ENVIRON, [], "uploads are relayed"),
     (KEYS_ONLY + "[storage]\nhosts = ['v4.fal.media']", ENVIRON, ["storage.hosts"], "a host that we do not know"),
+    (KEYS_ONLY + "[webhooks]\nallowed_hosts = ['app.example.com', 'a-1.b2.example']", ENVIRON, [], "plain names"),
+    (KEYS_ONLY + HUB, ENVIRON, [], "the hub, and a folder for its events"),
+    (KEYS_ONLY + HUB, ENVIRON | {"FAL_PROXY_STATE": "redis://r"}, [], "or a Redis"),
+    (KEYS_ONLY + HUB.replace("[webhooks]", "hosts = ['internal', 'P.example']\n[webhooks]"), ENVIRON, [], "its host among others"),
+    (KEYS_ONLY + HUB.replace("[webhooks]", "hosts = ['*']\n[webhooks]"), ENVIRON, [], "any host"),
+    (KEYS_ONLY + HUB + "allowed_hosts = ['a.example']",
+     ENVIRON | {"FAL_PROXY_WEBHOOK_SECRET": f"{WEBHOOK_SECRET}, {WEBHOOK_SECRET}"}, [], "a rotation"),
+    (KEYS_ONLY + HUB, ENVIRON | {"FAL_PROXY_STATE": "memory://"}, ["webhooks.mode", "state.url"], "events forgotten"),
+    (KEYS_ONLY + HUB.replace("https", "http"), ENVIRON, ["server.public_url"], "results over plain http"),
     (KEYS_ONLY + "allow_headers = ['X-Fal-Tags']\nmethods = ['GET']", ENVIRON, [], "a plan in full"),
 ]  # fmt: skip
 
@@ -86,6 +96,22 @@ BAD: list[tuple[str, Mapping[str, str], list[str], str]] = [
      ["FAL_PROXY_SECRET_FILE", "FAL_PROXY_SECRET"], "a file that is not there"),
     (KEYS_ONLY + "[storage]\nmode = 'relay'", _without("FAL_PROXY_SECRET"), ["FAL_PROXY_SECRET"], "nothing seals"),
     (KEYS_ONLY + "[storage]\nmode = 'relay'", ENVIRON | {"FAL_PROXY_SECRET": "short"}, ["FAL_PROXY_SECRET"], "guessable"),
+    (KEYS_ONLY + HUB, _without("FAL_PROXY_SECRET"), ["FAL_PROXY_SECRET"], "nothing seals"),
+    (ANONYMOUS + HUB.partition("[webhooks]")[2].join(["[webhooks]", "[storage]\nmode = 'relay'"]),
+     ENVIRON | {"FAL_PROXY_SECRET": "short"}, ["FAL_PROXY_SECRET"], "guessable, and said once"),
+    (KEYS_ONLY + HUB + "allowed_hosts = ['a.example']", ENVIRON, ["FAL_PROXY_WEBHOOK_SECRET"], "nothing signs"),
+    (KEYS_ONLY + HUB, ENVIRON | {"FAL_PROXY_WEBHOOK_SECRET": f"{WEBHOOK_SECRET},whsec_c2hvcnQ="},
+     ["FAL_PROXY_WEBHOOK_SECRET"], "one of them guessable"),
+    (KEYS_ONLY + HUB + "allowed_hosts = ['a.example']", ENVIRON | {"FAL_PROXY_WEBHOOK_SECRET": WEBHOOK_SECRET[6:]},
+     ["FAL_PROXY_WEBHOOK_SECRET"], "not its form"),
+    (KEYS_ONLY + HUB + "allowed_hosts = ['a.example']", ENVIRON | {"FAL_PROXY_WEBHOOK_SECRET": WEBHOOK_SECRET + "?"},
+     ["FAL_PROXY_WEBHOOK_SECRET"], "no base64"),
+    (KEYS_ONLY + HUB + "allowed_hosts = ['a.example']", ENVIRON | {"FAL_PROXY_WEBHOOK_SECRET_FILE": "/nonexistent/x"},
+     ["FAL_PROXY_WEBHOOK_SECRET_FILE"], "a file that is not there"),
+    (KEYS_ONLY + "[webhooks]\nmode = 'hub'", ENVIRON, ["server.public_url"], "fal is told to call what?"),
+    (KEYS_ONLY + HUB.replace("[webhooks]", "hosts = ['internal']\n[webhooks]"), ENVIRON, ["server.hosts"], "fal is turned away"),
+    (KEYS_ONLY + "[webhooks]\nallowed_hosts = ['https://a.example', 'a.example:443', 'A.example', '10.0.0.1', 'localhost', 'a.example/x', '']",
+     ENVIRON, ["webhooks.allowed_hosts"] * 7, "no host names"),
     (KEYS_ONLY + "[storage]\nmax_upload_bytes = 0", ENVIRON, ["storage.max_upload_bytes"], "no file"),
     (KEYS_ONLY + "[storage]\nserve_files = true\nhosts = []", ENVIRON, ["storage.hosts"], "served from where?"),
     (KEYS_ONLY + "[storage]\ncontent_types = ['*/*']", ENVIRON, ["storage.content_types"], "no content type"),

@@ -1,11 +1,12 @@
 """The grammar of --faults, and what a draw decides."""
 
 from random import Random
+from typing import get_args
 
 import pytest
 
 from fal_proxy.emulator.addresses import glob
-from fal_proxy.emulator.faults import Fault, draw, parse_faults
+from fal_proxy.emulator.faults import Fault, FaultKind, Strike, Victim, draw, parse_faults
 
 
 def test_faults_are_read_in_order_with_their_defaults() -> None:
@@ -24,6 +25,15 @@ def test_faults_are_read_in_order_with_their_defaults() -> None:
         Fault("a/b", "oversized", 16 * 1024 * 1024 + 1),
         Fault("a/b", "close", 1013),
         Fault("a/b", "close", 4001),
+    )
+    hooks = "late;a/b:webhook_late=0.5;a/b:webhook_expired;a/b:webhook_huge;a/b:webhook_truncated;a/b:webhook_twice@0.5"
+    assert parse_faults(f"a/b:webhook_{hooks}") == (
+        Fault("a/b", "webhook_late", 5),
+        Fault("a/b", "webhook_late", 0.5),
+        Fault("a/b", "webhook_expired", 600),
+        Fault("a/b", "webhook_huge", 20 * 1024 * 1024),
+        Fault("a/b", "webhook_truncated"),
+        Fault("a/b", "webhook_twice", None, 0.5),
     )
     assert parse_faults("a/b:status") == (Fault("a/b", "status", 503),)
     assert parse_faults("  ") == ()
@@ -47,6 +57,14 @@ def test_faults_are_read_in_order_with_their_defaults() -> None:
         ("a/b:close=1005", "close wants a code that a peer may send"),
         ("a/b:close=999", "close wants a code that a peer may send"),
         ("a/b:oversized=0", "oversized wants from 1 to"),
+        ("a/b:webhook_late=soon", "webhook_late wants seconds, not 'soon'"),
+        ("a/b:webhook_huge=0", "webhook_huge wants from 1 to"),
+        ("a/b:webhook_expired=-5", "webhook_expired wants a whole number, not '-5'"),
+        *[
+            (f"a/b:webhook_{kind}=1", f"webhook_{kind} takes no argument")
+            for kind in ("early", "twice", "disorder", "forged", "unknown", "rotated")
+        ],
+        ("a/b:webhook_", "unknown kind 'webhook_'"),
         ("a/b:drop=x", "drop wants a whole number, not 'x'"),
         ("ok/ok:reset;a/b:nope", "'a/b:nope'"),
     ],
@@ -92,9 +110,20 @@ def test_a_probability_strikes_about_that_often_and_the_same_seed_strikes_the_sa
     assert 250 < sum(drawn[0]) < 350
 
 
+def test_every_kind_strikes_something_and_no_kind_of_webhooks_a_request_or_a_socket() -> None:
+    for kind in get_args(FaultKind):
+        fault = Fault("a/b", kind, 1)
+        struck = {victim for victim in get_args(Victim) if draw([fault], ["a/b"], Random(1), victim) != Strike()}
+        if kind.startswith("webhook_"):
+            assert struck in ({"webhook"}, {"attempt"}), kind
+        else:
+            assert struck
+            assert struck <= {"request", "socket"}
+
+
 def test_a_kind_of_sockets_strikes_no_request_and_the_reverse() -> None:
     faults = parse_faults("a/b:drop;a/b:reset;a/b:gzip")
-    request, socket = draw(faults, ["a/b"], Random(1)), draw(faults, ["a/b"], Random(1), socket=True)
+    request, socket = draw(faults, ["a/b"], Random(1)), draw(faults, ["a/b"], Random(1), "socket")
     assert request.fault == Fault("a/b", "reset")
     assert request.gzip
     assert socket.fault == Fault("a/b", "drop", 0)

@@ -12,12 +12,11 @@ from fal_proxy.errors import Refusal
 from fal_proxy.identity.jwks import (
     MAX_KEYS,
     REFRESH_SECONDS,
-    RETRY_SECONDS,
-    UNKNOWN_KID_SECONDS,
     IssuerKeys,
     PublicKey,
     read_keys,
 )
+from fal_proxy.identity.published import RETRY_SECONDS, UNKNOWN_SECONDS
 from fal_proxy.upstream.own_calls import OwnCalls
 from support.issuer import DISCOVERY, JWKS, Issuer, ec_signer, issuing, rsa_signer
 from support.peers import PATIENCE
@@ -77,9 +76,9 @@ async def test_flood_of_unknown_kids_causes_a_bounded_number_of_fetches(
     for step in range(600):
         assert await keys.find(f"made-up-{step}", "RS256") is None
         clock.now += 0.1
-    assert issuer.fetches == 1 + 60 // UNKNOWN_KID_SECONDS - 1
+    assert issuer.fetches == 1 + 60 // UNKNOWN_SECONDS - 1
     many = [keys.find(f"at-once-{index}", "RS256") for index in range(100)]
-    clock.now += UNKNOWN_KID_SECONDS
+    clock.now += UNKNOWN_SECONDS
     before = issuer.fetches
     assert set(await asyncio.gather(*many)) == {None}
     assert issuer.fetches == before + 1
@@ -91,7 +90,7 @@ async def test_rotated_key_is_picked_up_by_the_first_token_that_names_it(
     keys = make()
     assert await keys.find("rsa", "RS256") is not None
     issuer.keys = [rsa_signer(1).public("new")]
-    clock.now += UNKNOWN_KID_SECONDS
+    clock.now += UNKNOWN_SECONDS
     found = await keys.find("new", "RS256")
     assert found is not None
     assert found.verifies("RS256", b"data", rsa_signer(1).sign(b"data"))

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from fal_proxy.stores import RECORD_SECONDS, Ask, Budget, Rate, Record
 from fal_proxy.stores.journal import Journal, JournalError
 from fal_proxy.stores.memory import MemoryStore
-from fal_proxy.stores.replay import apply, snapshot
+from fal_proxy.stores.replay import StatePuts, apply, snapshot
 from fal_proxy.stores.state import State
 from support.crash import AMOUNT, START, Clock, Disk, filled, memory, perform, replayed, segments, spent
 
@@ -254,7 +254,7 @@ async def test_hits_before_and_after_their_window_in_a_snapshot_count_once(tmp_p
     """Every slice boundary is met: a hit falls between any two puts of the snapshot."""
     state = State()
     journal = Journal(tmp_path, 1, Disk())
-    journal.start(state)
+    journal.start(StatePuts(state))
     for turn in range(3_000):
         key, slot = f"window {turn % 700}", turn // 60  # within one window's length, so that none ends
         state.hit(key, 60, slot)
@@ -302,7 +302,7 @@ async def test_a_purse_that_was_dropped_before_a_restart_does_not_stop_it(tmp_pa
 
 async def test_the_oldest_record_goes_first_although_a_younger_one_was_written_before_it(tmp_path: Path) -> None:
     journal = Journal(tmp_path)
-    journal.start(State())
+    journal.start(StatePuts(State()))
     for name, born in (("young", START + 500), ("old", START)):
         journal.append([("record", born, name, ["app/alias"], ["you"], "", "1", "/", "key", False)])
     await journal.close()

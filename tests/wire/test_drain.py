@@ -10,6 +10,7 @@ import pytest
 
 from fal_proxy.lifecycle import Lifecycle, Stage
 from fal_proxy.stores.journal import Journal
+from fal_proxy.stores.replay import StatePuts
 from fal_proxy.stores.state import State
 from support.peers import Peer, Serve
 from support.processes import PATIENCE, Start, spent, start_process
@@ -166,7 +167,7 @@ async def test_a_submit_that_was_sent_is_owned_even_if_the_drain_cut_its_caller(
     assert (await proxy.ended())[0] == 0
     journal = Journal(tmp_path / "state")
     state = State()
-    journal.replay(state)
+    journal.replay(StatePuts(state))
     await journal.close()
     assert list(state.records) == ["764cabcf-b745-4b3e-ae38-1200304cf45b"]
 

@@ -13,7 +13,7 @@ from fal_proxy.admission import ledger
 from fal_proxy.admission.accounts import Charge
 from fal_proxy.admission.jobs import is_completed
 from fal_proxy.errors import Refusal, StoreUnavailable, UpstreamError
-from fal_proxy.headers import Headers, billable_units, values
+from fal_proxy.headers import UNITS_FIELD, Headers, billable_units
 from fal_proxy.stores import Outcome, Record, Store
 from fal_proxy.telemetry import Telemetry
 from fal_proxy.upstream.answer import Head
@@ -113,15 +113,15 @@ class Settler:
         try:
             key = self._keys.of_job(record.key_id)
             head, body, whole = await self._get(record.path.encode() + b"/status", key, keep=True)
-            named = bool(values(head.headers, b"x-fal-request-id"))
+            named = bool(head.lines(b"x-fal-request-id"))
             key.answered(head.status, body if whole else b"", from_job=named, paid=False)
             if not 200 <= head.status < 300 or not is_completed(body):
                 return
             await self._store.completed(record.request_id)
             head, _, whole = await self._get(record.path.encode(), key, keep=False)
-            units = billable_units(head.headers)
+            units = billable_units(head.lines(UNITS_FIELD))
             ending = ledger.Ending(written=True, status=head.status, whole=whole, billed=units is not None)
-            named = bool(values(head.headers, b"x-fal-request-id"))
+            named = bool(head.lines(b"x-fal-request-id"))
             outcome = ledger.of_result(ending, completed=True, has_request_id=named)
             if outcome is not None:
                 billed = outcome is Outcome.BILLED and record.price and units

@@ -24,13 +24,24 @@ class Answer:
     body: bytes
 
 
+# A page of any origin may load it.
+OPEN = ((b"access-control-allow-origin", b"*"), (b"cross-origin-resource-policy", b"cross-origin"))
+
+
 @dataclass(frozen=True, slots=True)
 class File:
-    """One file below the mount."""
+    """One file, and who may load it."""
 
     content: bytes
     content_type: bytes
     etag: bytes
+    access: tuple[tuple[bytes, bytes], ...] = OPEN
+
+    @classmethod
+    def of(cls, path: Path, content_type: bytes, access: tuple[tuple[bytes, bytes], ...] = OPEN) -> File:
+        """Read a file. Raises OSError."""
+        content = path.read_bytes()
+        return cls(content, content_type, b'"%s"' % hashlib.sha256(content).hexdigest()[:32].encode("ascii"), access)
 
     def answer(self, request: Request) -> Answer:
         """Answer a GET or HEAD. Raises Refusal: method_not_allowed, and bad_request for a query."""
@@ -42,8 +53,7 @@ class File:
         headers: Headers = [
             (b"etag", self.etag),
             (b"cache-control", b"no-cache"),  # kept, and asked about each time: it belongs to the proxy's version
-            (b"access-control-allow-origin", b"*"),
-            (b"cross-origin-resource-policy", b"cross-origin"),
+            *self.access,
             (b"x-content-type-options", b"nosniff"),
             (b"date", http_date()),
         ]
@@ -63,13 +73,8 @@ def integrity(content: bytes) -> str:
     return "sha384-" + base64.b64encode(hashlib.sha384(content).digest()).decode("ascii")
 
 
-def _file(name: str, content_type: bytes) -> File:
-    content = Path(__file__).with_name(name).read_bytes()
-    return File(content, content_type, b'"%s"' % hashlib.sha256(content).hexdigest()[:32].encode("ascii"))
-
-
 # By their paths below the mount. TypeScript has no registered type; as text, a browser shows it.
 FILES = {
-    b"/client.js": _file("client.js", b"text/javascript; charset=utf-8"),
-    b"/client.d.ts": _file("client.d.ts", b"text/plain; charset=utf-8"),
+    b"/client.js": File.of(Path(__file__).with_name("client.js"), b"text/javascript; charset=utf-8"),
+    b"/client.d.ts": File.of(Path(__file__).with_name("client.d.ts"), b"text/plain; charset=utf-8"),
 }

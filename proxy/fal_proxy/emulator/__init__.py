@@ -6,10 +6,11 @@ Knows nothing of the proxy, so that a misunderstanding of fal cannot cancel itse
 
 from .app import Emulator, create_emulator
 from .faults import Fault, parse_faults
-from .journal import Entry, Session
+from .journal import Delivery, Entry, Session
 from .protocol import EmulatorProtocol, EmulatorSocket
 
 __all__ = [
+    "Delivery",
     "Emulator",
     "EmulatorProtocol",
     "EmulatorSocket",

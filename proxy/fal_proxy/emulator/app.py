@@ -15,7 +15,8 @@ from .cdn import Cdn
 from .exchange import BodyTooLargeError, ClientGoneError, Exchange, Receive, Scope, Send
 from .faults import Fault, Strike, draw
 from .handshake import RUN_HOSTS, WS_HOST, Handshakes
-from .journal import Journal, new_journal
+from .journal import Deliveries, Journal, new_journal
+from .webhooks import Webhooks
 from .wma import Wma
 from .world import World, new_world
 
@@ -29,27 +30,50 @@ _ANSWERED_BADLY = ("reset", "stall", "truncate")
 
 
 class Emulator:
-    """One emulated fal; `journal` holds the latest requests as they were received."""
+    """One emulated fal: `journal` holds the latest requests, `deliveries` its own webhooks; `faults` may change at any time."""
 
     def __init__(self, world: World, faults: Sequence[Fault], *, gzip: bool, late_refusals: bool) -> None:
         self.journal: Journal = new_journal()
         self._world = world
-        self._faults = tuple(faults)
+        self.faults: list[Fault] = list(faults)
         self._gzip = gzip
         self._cdn = Cdn(world)
         self._wma = Wma(world)
-        self._sockets = Handshakes(world, faults, late_refusals=late_refusals)
+        self._webhooks = Webhooks(world, self.faults)
+        self._sockets = Handshakes(world, self.faults, late_refusals=late_refusals)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one ASGI connection."""
         if scope["type"] == "lifespan":
-            await _live(receive, send)
+            await self._live(receive, send)
         elif scope["type"] == "websocket":
             exchange = Exchange(scope, receive)
             self.journal.append(exchange.entry)
             await self._sockets.serve(exchange, receive, send)
         else:
             await self._exchange(Exchange(scope, receive), send)
+
+    @property
+    def deliveries(self) -> Deliveries:
+        """The latest attempts to deliver a webhook."""
+        return self._webhooks.deliveries
+
+    def rotate_webhook_key(self, *, keep_old: bool = False) -> None:
+        """Sign webhooks with a new key; with `keep_old` the JWKS goes on to show the older ones."""
+        self._world.signer.rotate(keep_old=keep_old)
+
+    async def close(self) -> None:
+        """End what runs without a request."""
+        await self._webhooks.close()
+
+    async def _live(self, receive: Receive, send: Send) -> None:
+        while True:
+            kind = (await receive())["type"]
+            if kind == "lifespan.shutdown":
+                await self.close()
+            await send({"type": f"{kind}.complete"})
+            if kind == "lifespan.shutdown":
+                return
 
     async def _exchange(self, exchange: Exchange, send: Send) -> None:
         self.journal.append(exchange.entry)
@@ -97,7 +121,7 @@ class Emulator:
             # The URLs of a queued request lack the endpoint's path; the job still knows it.
             job = self._world.jobs.find(address.request_id)
             names.append(job.endpoint if job else address.endpoint)
-        return draw(self._faults, names, self._world.rng)
+        return draw(self.faults, names, self._world.rng)
 
     def _instead(self, strike: Strike, address: Address | None) -> Answer | None:
         fault = strike.fault
@@ -109,6 +133,8 @@ class Emulator:
         host = exchange.host
         if host in FILE_HOSTS:
             return await self._cdn.serve(exchange)
+        if host in REST_HOSTS and exchange.path == rest.KEYS_PATH:
+            return rest.keys(self._world, exchange)
         if host in REST_HOSTS or _is_storage(exchange):
             return self._without_key(exchange) or await rest.serve(self._world, exchange)
         if host == platform_api.HOST:
@@ -143,7 +169,7 @@ class Emulator:
             return await inference.run(self._world, exchange, address)
         if address.kind == "stream":
             return await inference.stream(self._world, exchange, address)
-        return await queue.serve(self._world, exchange, address)
+        return await queue.serve(self._world, self._webhooks, exchange, address)
 
 
 def create_emulator(
@@ -180,11 +206,3 @@ def _read(exchange: Exchange) -> Address | None:
 def _is_storage(exchange: Exchange) -> bool:
     # The Vercel AI SDK's helper starts its uploads at fal.run instead of rest.fal.ai.
     return exchange.host in RUN_HOSTS and exchange.path.startswith("/storage/upload/")
-
-
-async def _live(receive: Receive, send: Send) -> None:
-    while True:
-        kind = (await receive())["type"]
-        await send({"type": f"{kind}.complete"})
-        if kind == "lifespan.shutdown":
-            return

@@ -28,14 +28,14 @@ class Handshakes:
 
     def __init__(self, world: World, faults: Sequence[Fault], *, late_refusals: bool) -> None:
         self._world = world
-        self._faults = tuple(faults)
+        self._faults = faults  # the emulator's own list, which may change
         self._late_refusals = late_refusals
 
     async def serve(self, exchange: Exchange, receive: Receive, send: Send) -> None:
         """Serve one WebSocket from its handshake to its end."""
         address = _read(exchange)
         names = [f"{exchange.host}{exchange.path}", *([address.endpoint] if address else [])]
-        strike = draw(self._faults, names, self._world.rng, socket=True)
+        strike = draw(self._faults, names, self._world.rng, "socket")
         socket = Socket(exchange, receive, send, strike.fault, self._world.clock)
         await receive()  # websocket.connect
         try:

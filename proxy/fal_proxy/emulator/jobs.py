@@ -1,6 +1,6 @@
 """Queued requests and where each of them stands: a pure function of the job and the time it is looked at.
 
-Nothing here runs or sleeps; durations are already divided by --speed. Bounded in number, age and bytes.
+Nothing here sleeps; durations are already divided by --speed. Bounded in number, age and bytes.
 """
 
 import asyncio
@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from typing import Literal
 
 from .addresses import app_of
-from .answers import ERROR_TYPES
+from .answers import ERROR_TYPES, encode
 from .exchange import Json
 from .models.plan import Failure, Plan
 
@@ -111,12 +111,20 @@ def describe(job: Job, standing: Standing, *, logs: bool) -> dict[str, Json]:
     if standing.inference_seconds is not None:
         body["metrics"] = {"inference_time": round(standing.inference_seconds * job.speed, 6)}
     if standing.failure is not None:
-        # fal's webhooks word a model's own failure like this; infrastructure failures carry their text.
         failure = standing.failure
-        own = f"Invalid status code: {failure.status}"
-        body["error"] = failure.body["detail"] if failure in (CANCELLED, START_TIMEOUT) else own
+        body["error"] = error_text(failure)
         body["error_type"] = failure.error_type or ERROR_TYPES.get(failure.status, "bad_request")
     return body
+
+
+def is_ours(failure: Failure) -> bool:
+    """Tell whether the queue itself failed a request, not the model."""
+    return failure in (CANCELLED, START_TIMEOUT)
+
+
+def error_text(failure: Failure) -> str:
+    """Return how status and webhooks word a failure: the queue's own by its text, a model's by its status."""
+    return str(failure.body["detail"]) if is_ours(failure) else f"Invalid status code: {failure.status}"
 
 
 def urls(job: Job) -> dict[str, str]:
@@ -144,13 +152,16 @@ class Jobs:
         self._bytes += job.held_bytes
         self._evict()
 
-    def finish(self, job: Job, result: bytes) -> None:
-        """Keep the result of a job, so that every fetch of it gives the same."""
-        job.result = result
-        if job.request_id in self._jobs:
-            job.held_bytes += len(result)
-            self._bytes += len(result)
-            self._evict()
+    async def result(self, job: Job) -> bytes:
+        """Return the result of a job, computed once, so that every fetch of it gives the same."""
+        async with job.result_lock:
+            if job.result is None:
+                job.result = encode(await job.plan.output())
+                if job.request_id in self._jobs:
+                    job.held_bytes += len(job.result)
+                    self._bytes += len(job.result)
+                    self._evict()
+        return job.result
 
     def find(self, request_id: str) -> Job | None:
         """Return a job that is not forgotten."""

@@ -1,4 +1,4 @@
-"""What reached the emulator, kept for tests and for curious developers: the raw request, not our reading of it.
+"""What reached the emulator and what it sent on its own, for tests and curious developers: raw, not our reading of it.
 
 Bounded in entries and in bytes per entry. Knows no fal.
 """
@@ -7,9 +7,13 @@ import asyncio
 from collections import deque
 from dataclasses import dataclass, field
 from decimal import Decimal
+from typing import Literal
 
 KEPT_BODY_BYTES = 64 * 1024
 KEPT_ENTRIES = 1000
+
+
+Outcome = Literal["delivered", "retry", "permanent", "given_up"]
 
 
 @dataclass
@@ -76,14 +80,46 @@ class Entry:
             self.body += chunk[: KEPT_BODY_BYTES - len(self.body)]
 
 
+@dataclass
+class Delivery:
+    """One attempt to deliver a webhook, as it was sent; `done` is set when it is over."""
+
+    request_id: str
+    url: str
+    number: int  # of the attempt, from 1
+    at: float  # the emulator's clock
+    headers: list[tuple[str, str]]
+    body: bytes = field(default=b"", repr=False)  # the first KEPT_BODY_BYTES
+    body_bytes: int = 0
+    status: int | None = None  # of the answer
+    error: str | None = None  # why there is none
+    outcome: Outcome | None = None  # None until it is over
+    notes: list[str] = field(default_factory=list)
+    done: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def header(self, name: str) -> str | None:
+        """Return the header of that name, None without one."""
+        return next((value for key, value in self.headers if key.lower() == name.lower()), None)
+
+    def record(self, body: bytes) -> None:
+        """Count the body and keep what fits."""
+        self.body, self.body_bytes = body[:KEPT_BODY_BYTES], len(body)
+
+
 def message_bytes(message: str | bytes) -> int:
     """Return the size of a message on the wire."""
     return len(message) if isinstance(message, bytes) else len(message.encode())
 
 
 Journal = deque[Entry]
+Deliveries = deque[Delivery]
 
 
 def new_journal() -> Journal:
     """Make an empty bounded journal."""
+    return deque(maxlen=KEPT_ENTRIES)
+
+
+def new_deliveries() -> Deliveries:
+    """Make an empty bounded journal of deliveries."""
     return deque(maxlen=KEPT_ENTRIES)

@@ -9,6 +9,7 @@ from .answers import Answer
 from .exchange import Exchange, Json
 from .inference import failure_answer, make_plan, runner_headers
 from .jobs import Job, Standing, cancel, describe, ending, look, urls
+from .webhooks import Webhooks
 from .world import World
 
 QUEUE_SECONDS = 0.8
@@ -19,12 +20,12 @@ _LEAST_WAIT_SECONDS = 0.005
 _METHODS = {"submit": "POST", "status": "GET", "status_stream": "GET", "result": "GET", "cancel": "PUT"}
 
 
-async def serve(world: World, exchange: Exchange, address: Address) -> Answer:
+async def serve(world: World, webhooks: Webhooks, exchange: Exchange, address: Address) -> Answer:
     """Serve one operation on the queue."""
     if exchange.method != _METHODS[address.kind]:
         return answers.detail(405, "Method Not Allowed", [("allow", _METHODS[address.kind])])
     if address.kind == "submit":
-        return await _submit(world, exchange, address)
+        return await _submit(world, webhooks, exchange, address)
     job = world.jobs.find(address.request_id)
     if job is None:
         return answers.queue_state(404, "NOT_FOUND")
@@ -40,7 +41,7 @@ async def serve(world: World, exchange: Exchange, address: Address) -> Answer:
     return answers.json_answer(200 if standing.state == "COMPLETED" else 202, describe(job, standing, logs=logs))
 
 
-async def _submit(world: World, exchange: Exchange, address: Address) -> Answer:
+async def _submit(world: World, webhooks: Webhooks, exchange: Exchange, address: Address) -> Answer:
     body = await exchange.body()
     longest = exchange.query.get("fal_max_queue_length", "")
     if longest.isdecimal() and world.jobs.waiting(address.endpoint) > int(longest):
@@ -69,8 +70,9 @@ async def _submit(world: World, exchange: Exchange, address: Address) -> Answer:
         "metrics": {},
         "queue_position": job.position,
     }
-    if "fal_webhook" in exchange.query:
+    if webhook := exchange.query.get("fal_webhook"):
         accepted["gateway_request_id"] = job.request_id
+        await webhooks.watch(job, webhook)
     return answers.json_answer(200, accepted, [("x-fal-request-id", job.request_id)])
 
 
@@ -81,11 +83,9 @@ async def _result(world: World, job: Job) -> Answer:
     headers = runner_headers(world, job.request_id)
     if standing.failure is not None:
         return failure_answer(standing.failure, headers)
-    async with job.result_lock:
-        if job.result is None:
-            world.jobs.finish(job, answers.encode(await job.plan.output()))
+    result = await world.jobs.result(job)
     framing = [("content-type", "application/json"), ("x-fal-billable-units", job.plan.units)]
-    return Answer(200, [*framing, *headers], job.result or b"")
+    return Answer(200, [*framing, *headers], result)
 
 
 async def _follow(world: World, job: Job, *, logs: bool) -> AsyncGenerator[bytes, None]:

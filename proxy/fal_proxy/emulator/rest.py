@@ -1,4 +1,7 @@
-"""rest.fal.ai: tokens for browsers, upload URLs, the CDN's bearer. Hands out; the uploads themselves arrive at cdn.py."""
+"""rest.fal.ai: tokens for browsers, upload URLs, the CDN's bearer, the keys of webhooks.
+
+Hands out; the uploads themselves arrive at cdn.py.
+"""
 
 import json
 from datetime import UTC, datetime
@@ -11,9 +14,17 @@ from .files import HOST, File
 from .models.schema import Check, Field, InvalidInputError, Location, Problem, integer, problem, string, validate
 from .world import World
 
+KEYS_PATH = "/.well-known/jwks.json"
 TOKEN_SECONDS = 300
 _LONGEST_TOKEN_SECONDS = 24 * 3600
 _GCS_HOST = "storage.googleapis.com"
+
+
+def keys(world: World, exchange: Exchange) -> Answer:
+    """Serve the public keys of webhooks to anybody."""
+    if exchange.method not in ("GET", "HEAD"):
+        return answers.detail(405, "Method Not Allowed", [("allow", "GET, HEAD")])
+    return answers.json_answer(200, world.signer.jwks())
 
 
 async def serve(world: World, exchange: Exchange) -> Answer:

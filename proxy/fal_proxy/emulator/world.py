@@ -11,13 +11,14 @@ from .bills import Bills
 from .files import Files
 from .jobs import Jobs
 from .pictures import Gallery
+from .signing import Signer
 
 _MICROSECOND = Decimal("0.000001")
 
 
 @dataclass
 class World:
-    """The state of one emulator; `rng` is the only source of chance, `clock` the only source of time."""
+    """The state of one emulator; `rng` is the source of chance, `clock` the only source of time."""
 
     rng: Random
     clock: Callable[[], float]
@@ -26,6 +27,7 @@ class World:
     files: Files
     jobs: Jobs
     bills: Bills
+    signer: Signer
 
     def seconds_since(self, moment: float) -> Decimal:
         """Return the seconds that have passed on the clock, exact to the microsecond and never less than passed."""
@@ -48,4 +50,5 @@ def new_world(
     """Make the state of a new emulator; without a seed every one differs."""
     rng = Random(seed)  # noqa: S311 (an emulator's secrets guard nothing, and a seed must reproduce them)
     access = Access(rng, clock, api_keys, admin_keys)
-    return World(rng, clock, speed, access, Files(public_url, rng, clock, Gallery()), Jobs(clock), Bills(clock))
+    files, jobs = Files(public_url, rng, clock, Gallery()), Jobs(clock)
+    return World(rng, clock, speed, access, files, jobs, Bills(clock), Signer(seed))

@@ -20,6 +20,7 @@ HOST_COOKIE = f"__Host-{COOKIE}"  # where our public side is https
 LIFETIME_SECONDS = 30 * 24 * 3600
 _SALT = b"fal-proxy anonymous cookie"
 _MAX_COOKIE_CHARS = 256
+_NETWORK = "anonymous::network-"
 
 
 class Anonymous:
@@ -66,7 +67,7 @@ class Anonymous:
         """Hold nothing open."""
 
     def _network(self, request: Request) -> str:
-        return f"anonymous::network-{self._trusted_proxies.client_network(request.peer, request.headers)}"
+        return f"{_NETWORK}{self._trusted_proxies.client_network(request.peer, request.headers)}"
 
     def _read(self, request: Request, *, https: bool) -> str | None:
         name = HOST_COOKIE if https else COOKIE
@@ -89,6 +90,11 @@ class Anonymous:
 
 def _by_cookie(subject: str) -> str:
     return f"anonymous::cookie-{subject}"
+
+
+def is_network(identity: str) -> bool:
+    """Say whether an identity is a network: many people at once, who do not share what each asked for."""
+    return identity.startswith(_NETWORK)
 
 
 def is_browser(request: Request) -> bool:

@@ -1,7 +1,8 @@
-"""Capabilities: what a request shows that can show nothing else, because it is a browser's bare PUT or the CDN's bearer.
+"""Capabilities: what a request shows that can show nothing else: a browser's bare PUT, the CDN's bearer, fal's webhook.
 
 A capability is sealed, not only signed: it holds the address that fal gave for an upload, and whoever could read that
-would pass us by. Each purpose has keys of its own, so that one kind is never another. Knows no limits and no sockets.
+would pass us by; or who may hear of a job. Each purpose has keys of its own, so that one kind is never another. Knows no
+limits and no sockets.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import hashlib
 import secrets
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 import msgspec
 from cryptography.exceptions import InvalidTag
@@ -25,11 +26,29 @@ from fal_proxy.exchange import Caller
 UPLOAD_SECONDS = 3600  # a capability's life; fal's own address may end sooner, and fal says so
 MAX_CAPABILITY_BYTES = 8192
 _NONCE_BYTES = 12
-T = TypeVar("T", bound="Capability")
+T = TypeVar("T", bound="Sealed")
 
 
-class Capability(msgspec.Struct, frozen=True, kw_only=True):
-    """What every capability says: who it was given to, and when it ends."""
+class Sealed(msgspec.Struct, frozen=True, kw_only=True):
+    """What every capability says: when it ends."""
+
+    what: ClassVar[str] = "upload"  # it is for, in words
+
+    ends: float
+
+
+class Callback(Sealed, frozen=True, kw_only=True, array_like=True):
+    """That fal may tell us of one submit's end. Short, since it travels in a URL inside a URL."""
+
+    what: ClassVar[str] = "webhook"
+
+    owners: tuple[str, ...]  # of the request id, as they are recorded; nobody: whoever knows the id
+    endpoint_id: str
+    forward_url: str  # the app's own server; empty: none
+
+
+class Capability(Sealed, frozen=True, kw_only=True):
+    """One that was given to a caller."""
 
     id: str
     caller: str
@@ -37,7 +56,6 @@ class Capability(msgspec.Struct, frozen=True, kw_only=True):
     plan: str
     network: str
     by_network: bool
-    ends: float
 
     def known(self) -> Caller:
         """Return the caller that it was given to; a page had to be asked for it, so nothing is attached by itself."""
@@ -97,8 +115,12 @@ class Seals(Generic[T]):
             "plan": caller.plan,
             "network": caller.network,
             "by_network": caller.by_network,
-            "ends": self._clock() + seconds,
+            "ends": self.until(seconds),
         }
+
+    def until(self, seconds: float) -> float:
+        """Return the end of a capability that lives so long."""
+        return self._clock() + seconds
 
     def seal(self, capability: T) -> str:
         """Return the capability as one segment of a URL."""
@@ -126,11 +148,11 @@ class Seals(Generic[T]):
         """Return what a capability allows. Raises Refusal: not_found for none of ours, capability_expired."""
         found = self.find(text)
         if found is None:
-            raise Refusal("not_found", "there is no such upload")
+            raise Refusal("not_found", f"there is no such {self._kind.what}")
         self.judge_end(found)
         return found
 
     def judge_end(self, capability: T) -> None:
         """Raise Refusal capability_expired for one that is over."""
         if capability.ends <= self._clock():
-            raise Refusal("capability_expired", "the time for this upload is over; start it anew")
+            raise Refusal("capability_expired", f"the time for this {capability.what} is over; start it anew")

@@ -1,13 +1,8 @@
-"""The public keys of one issuer: fetched, bounded, kept. Knows keys and where they come from, nothing of claims.
-
-Keys are asked for again every five minutes, and when a token names one that is not here, but then at most twice a
-minute: tokens are free to make up. While the issuer cannot be asked, the last good keys go on being used.
-"""
+"""The public keys of one issuer, and JWK Sets as such. Knows keys and where they come from, nothing of claims."""
 
 from __future__ import annotations
 
 import base64
-import logging
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -17,19 +12,12 @@ from joserfc.errors import JoseError
 from joserfc.jwk import ECKey, OKPKey, RSAKey
 from joserfc.jws import JWSRegistry
 
-from fal_proxy.errors import Refusal
-from fal_proxy.identity.flights import Flights
-from fal_proxy.upstream.own_calls import OwnCallError, OwnCalls, is_askable
+from fal_proxy.identity.published import PublishedKeys
+from fal_proxy.upstream.own_calls import OwnCalls, is_askable
 
 REFRESH_SECONDS = 300.0
-UNKNOWN_KID_SECONDS = 30.0  # between two fetches that made-up or rotated key ids can cause
-RETRY_SECONDS = 5.0  # between two fetches while there were never any keys
 MAX_KEYS = 100
-MAX_BYTES = 256 * 1024
-FETCH_SECONDS = 5.0
 _RSA_BITS = range(2048, 8193)
-
-_log = logging.getLogger("fal_proxy.identity")
 
 
 class Fit(NamedTuple):
@@ -79,74 +67,46 @@ class IssuerKeys:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Take `jwks_url` empty to discover it from `issuer`; `calls` is closed with this."""
-        self._calls = calls
         self._issuer = issuer
         self._jwks_url = jwks_url
-        self._algorithms = frozenset(algorithms)
-        self._clock = clock
-        self._keys: list[PublicKey] | None = None
-        self._fetched_at = 0.0
-        self._tried_at: float | None = None
-        self._flights: Flights[None] = Flights()
+        usable = frozenset(algorithms)
+        self._keys = PublishedKeys(
+            calls,
+            "the token issuer's",
+            self._where,
+            lambda data: read_keys(data, usable),
+            REFRESH_SECONDS,
+            clock=clock,
+        )
 
     async def find(self, kid: str | None, algorithm: str) -> PublicKey | None:
         """Return the one key that a token's header means, None without one or with several.
 
         Raises Refusal `identity_unavailable` while no keys could ever be fetched.
         """
-        if self._keys is None:
-            await self._fetch_unless_within(RETRY_SECONDS)
-        elif self._clock() - self._fetched_at >= REFRESH_SECONDS:
-            await self._fetch_unless_within(UNKNOWN_KID_SECONDS)
-        if kid is not None and self._keys is not None and all(key.kid != kid for key in self._keys):
-            await self._fetch_unless_within(UNKNOWN_KID_SECONDS)
-        if self._keys is None:
-            raise Refusal(
-                "identity_unavailable",
-                "the token issuer's keys cannot be fetched right now",
-                headers=((b"retry-after", b"%d" % RETRY_SECONDS),),
-            )
-        fitting = [key for key in self._keys if algorithm in key.algorithms and kid in (None, key.kid)]
+        keys = await self._keys.current()
+        if kid is not None and all(key.kid != kid for key in keys):
+            keys = await self._keys.anew()
+        fitting = [key for key in keys if algorithm in key.algorithms and kid in (None, key.kid)]
         return fitting[0] if len(fitting) == 1 else None
 
     async def close(self) -> None:
         """End what is under way and close connections."""
-        await self._flights.close()
-        await self._calls.close()
-
-    async def _fetch_unless_within(self, seconds: float) -> None:
-        await self._flights.join("keys", lambda: self._fetch(seconds))
-
-    async def _fetch(self, seconds: float) -> None:
-        now = self._clock()
-        if self._tried_at is not None and now - self._tried_at < seconds:
-            return
-        self._tried_at = now
-        try:
-            self._keys = read_keys(await self._read(await self._where()), self._algorithms)
-            self._fetched_at = now
-        except (OwnCallError, ValueError) as error:
-            kept = "there are none yet" if self._keys is None else "keeping the last good ones"
-            _log.error("keys of the token issuer cannot be fetched, %s: %s", kept, error)
+        await self._keys.close()
 
     async def _where(self) -> str:
         """Return the address of the keys (OpenID Connect Discovery 1.0 §4)."""
         if self._jwks_url:
             return self._jwks_url
-        document = read_object(await self._read(self._issuer.removesuffix("/") + "/.well-known/openid-configuration"))
+        url = self._issuer.removesuffix("/") + "/.well-known/openid-configuration"
+        document = read_object(await self._keys.read(url))
         if document.get("issuer") != self._issuer:
             # §4.3: otherwise one issuer could speak for another.
             raise ValueError("the discovery document is of another issuer")
-        url = document.get("jwks_uri")
-        if not isinstance(url, str) or not is_askable(url):
+        found = document.get("jwks_uri")
+        if not isinstance(found, str) or not is_askable(found):
             raise ValueError("the discovery document names no usable jwks_uri")
-        return url
-
-    async def _read(self, url: str) -> bytes:
-        answer = await self._calls.get(url)
-        if answer.status != 200:
-            raise ValueError(f"answered {answer.status}")
-        return answer.body
+        return found
 
 
 def read_object(data: bytes) -> dict[str, Any]:
@@ -179,10 +139,10 @@ def _read_key(entry: Any, algorithms: frozenset[str]) -> PublicKey | None:
         for name in algorithms
         if ALGORITHMS[name] == Fit(kty, None if kty == "RSA" else entry.get("crv")) and entry.get("alg", name) == name
     )
-    parts = {"kty": kty, **{name: entry.get(name) for name in _PUBLIC_MEMBERS[kty]}}
-    if not usable or not all(isinstance(part, str) for part in parts.values()):
+    parts = {name: part.rstrip("=") for name in _PUBLIC_MEMBERS[kty] if isinstance(part := entry.get(name), str)}
+    if not usable or len(parts) < len(_PUBLIC_MEMBERS[kty]):  # the padding that some add is not RFC 7515's
         return None
-    key = _import(kty, parts)
+    key = _import(kty, {"kty": kty, **parts})
     return PublicKey(kid, usable, key) if key is not None else None
 
 

@@ -52,8 +52,8 @@ class UserKeys:
 
     def __init__(self, path: Path) -> None:
         """Read the file if it is there. Raises KeyFileError for a malformed one, OSError for an unreadable one."""
-        self._path = path
-        self._state = fingerprint(path)
+        self._path, self._spelled = path, str(path)
+        self._state = fingerprint(self._spelled)
         self._by_hash = _index(read(path))
 
     async def identify(self, presented: Presented) -> Caller | None:
@@ -63,10 +63,10 @@ class UserKeys:
             return None
         self._refresh()
         hashed = hash_of(credential)
-        record = self._by_hash.get(hashed)
-        if record is None or not hmac.compare_digest(record.hash, hashed):
+        known = self._by_hash.get(hashed)
+        if known is None or not hmac.compare_digest(known[0].hash, hashed):
             return None
-        return Caller(f"key::{record.name}", "key", record.plan, ambient=False)
+        return known[1]
 
     def carried(self, request: Request) -> Collection[str]:
         """Return nothing: what this source knows by, it is asked about."""
@@ -76,7 +76,7 @@ class UserKeys:
         """Hold nothing open."""
 
     def _refresh(self) -> None:
-        state = fingerprint(self._path)
+        state = fingerprint(self._spelled)
         if state == self._state:
             return
         try:
@@ -150,8 +150,10 @@ def revoke(path: Path, name: str) -> None:
         write_whole(path, tomlkit.dumps(document))
 
 
-def _index(records: list[KeyRecord]) -> dict[str, KeyRecord]:
-    return {record.hash: record for record in records}
+def _index(records: list[KeyRecord]) -> dict[str, tuple[KeyRecord, Caller]]:
+    return {
+        record.hash: (record, Caller(f"key::{record.name}", "key", record.plan, ambient=False)) for record in records
+    }
 
 
 @contextlib.contextmanager

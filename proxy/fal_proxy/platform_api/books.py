@@ -82,5 +82,5 @@ class Books:
             charge.endpoint = endpoint  # polls name the app, the submit all of the endpoint
         if cost is not None:
             charge.microusd = (charge.microusd or 0) + cost
-        if line.units is not None and billable_units([(b"x-fal-billable-units", line.units.encode())]):
+        if line.units is not None and billable_units([line.units.encode()]):
             charge.units = Fraction(line.units)

@@ -41,7 +41,7 @@ def closed_plan(name: str) -> CompiledPlan:
 
 
 def permit(target: Target, plan: CompiledPlan, *, storage_mode: str, realtime_mode: str, wma: bool = False) -> None:
-    """Raise Refusal unless the plan opens the target: endpoint_denied, mode_off or webhook_denied."""
+    """Raise Refusal unless the plan opens the target: endpoint_denied or mode_off."""
     kind = target.kind
     if not plan.known:
         raise Refusal("endpoint_denied", f"there is no plan called {plan.name!r}")
@@ -60,5 +60,3 @@ def permit(target: Target, plan: CompiledPlan, *, storage_mode: str, realtime_mo
         raise Refusal("mode_off", "this proxy hands out no storage tokens (storage.mode)")
     if kind is Kind.UPLOAD_INITIATE and storage_mode == "off":
         raise Refusal("mode_off", "uploads are off (storage.mode)")
-    if target.webhook is not None:
-        raise Refusal("webhook_denied", "client-chosen webhooks are not accepted by this proxy")

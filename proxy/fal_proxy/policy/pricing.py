@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from decimal import Decimal
 from fractions import Fraction
+from functools import lru_cache
 from typing import Any
 
 from fal_proxy.policy.endpoints import App, Globs, plainly, spelled_plainly
@@ -29,6 +30,12 @@ class Price:
     usd: Fraction  # per unit
     reserve_units: Fraction = Fraction(1)
     units_from: str | None = None  # the field of the input that says how many units a job will be
+    text: str = field(init=False, compare=False)  # of `usd`, as it is written down with a job
+    reserved_microusd: int = field(init=False, compare=False)  # where the input says nothing
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "text", str(self.usd))
+        object.__setattr__(self, "reserved_microusd", _rounded_up(self.usd * self.reserve_units))
 
 
 class Prices:
@@ -44,10 +51,15 @@ class Prices:
         self._counted = Globs([name for name, price in compiled.items() if price.units_from is not None])
         globs = sorted((name for name in compiled if "*" in name), key=len, reverse=True)
         self._globs = [(Globs([name]), compiled[name]) for name in globs]
+        self._remembered = lru_cache(maxsize=512)(self._price_of)
 
     def price_of(self, endpoint_id: str) -> Price | None:
         """Return the price by exact id, else by the longest matching glob, else the default; None without any."""
-        return self.named_price_of(spelled_plainly(endpoint_id)) or self.default
+        return self._remembered(endpoint_id)
+
+    def _price_of(self, endpoint_id: str) -> Price | None:
+        price = self.named_price_of(spelled_plainly(endpoint_id))
+        return self.default if price is None else price
 
     def named_price_of(self, plain_id: str) -> Price | None:
         """Return the price of a plainly spelled id as the operator names it: exactly, or by glob."""
@@ -70,13 +82,14 @@ def reservation_microusd(price: Price, given: Mapping[str, Any]) -> int:
     """Return what to set aside for a job with this input. Raises Refusal `input_denied`."""
     name = price.units_from
     if name is None or name not in given:
-        return _rounded_up(price.usd * price.reserve_units)
+        return price.reserved_microusd
     units = given[name]
     if not (is_number(units) and 0 <= units <= MAX_UNITS):
         raise denied(f"{name} must be a number from 0 to {MAX_UNITS}: the price depends on it")
     return _rounded_up(price.usd * _exact(units))
 
 
+@lru_cache(maxsize=1024)  # the same few prices and units over and over, and fractions are slow
 def charge_for(usd: str, units: str) -> int:
     """Return what a job costs by the price and the units as they were written down."""
     return _rounded_up(Fraction(usd) * Fraction(units))

@@ -155,7 +155,7 @@ class Question:
 class Store(Protocol):
     """The contract. Methods raise StoreUnavailable when the store cannot answer in time.
 
-    `settle` and `completed` may instead be carried out later: they are idempotent.
+    `settle`, `completed` and `hasten` may instead be carried out later: they are idempotent.
     """
 
     async def admit(self, ask: Ask) -> Verdict:
@@ -173,6 +173,12 @@ class Store(Protocol):
 
     async def completed(self, request_id: str) -> None:
         """Note that fal called the job COMPLETED: its slot is free, and its next result answer is final."""
+
+    async def hasten(self, request_id: str) -> None:
+        """Let the settler ask about a job now, because it has ended.
+
+        A few times even if it was charged as reserved already; not if it was released or billed, or nobody paid for it.
+        """
 
     async def find(self, request_id: str) -> Record | None:
         """Return the record of a request id."""

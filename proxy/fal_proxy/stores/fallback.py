@@ -47,6 +47,10 @@ class FallbackStore:
         """Note it in the shared store."""
         await self._shared.completed(request_id)
 
+    async def hasten(self, request_id: str) -> None:
+        """Let the shared store do it."""
+        await self._shared.hasten(request_id)
+
     async def find(self, request_id: str) -> Record | None:
         """Ask the shared store."""
         return await self._shared.find(request_id)

@@ -43,6 +43,7 @@ class Job(msgspec.Struct, gc=False):
     next_ask: float
     attempt: int
     queued: float
+    late_asks: int = 0  # how many times it is asked about although the end of its lease has settled it
 
 
 def entry_put(entry: Entry) -> Put:
@@ -66,7 +67,7 @@ def record_fields(record: Record) -> tuple[Any, ...]:
     )
 
 
-def flooder(record: Record) -> str:
-    """Return whose flood a record would be part of: networks before cookies, which anyone can have many of."""
-    networks = [owner for owner in record.owners if "network-" in owner]
-    return networks[0] if networks else record.owners[0] if record.owners else ""
+def flooder(owners: tuple[str, ...]) -> str:
+    """Return whose flood a thing of these owners would be part of: networks before cookies, which anyone can have many of."""
+    networks = [owner for owner in owners if "network-" in owner]
+    return networks[0] if networks else owners[0] if owners else ""

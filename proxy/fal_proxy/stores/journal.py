@@ -1,4 +1,4 @@
-"""The embedded store's memory on disk: an append-only journal of puts, in segments, with group commit.
+"""The embedded stores' memory on disk: an append-only journal of puts, in segments, with group commit.
 
 One segment is one file; its name is its number. A segment holds frames: a length, a CRC-32 of the payload, a CRC-32 of
 these two, and a MessagePack list of puts. A frame is one group commit: the puts of every operation since the last one,
@@ -28,12 +28,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from fal_proxy.errors import FalProxyError, StoreUnavailable
+from fal_proxy.stores.frames import COMPLETE, REMEDY, TITLE, Journalled, encode, frame, repeat, slices
 from fal_proxy.stores.holdings import Put
-from fal_proxy.stores.replay import COMPLETE, REMEDY, TITLE, arrange, encode, frame, repeat, snapshot
-from fal_proxy.stores.state import State
 
 SEGMENT_BYTES = 64 * 1024 * 1024
-_SLICE = 250
 _LAZY_SECONDS = 0.5
 
 _sync = getattr(os, "fdatasync", os.fsync)  # macOS has no fdatasync
@@ -63,8 +61,8 @@ class Journal:
         self._timer: asyncio.TimerHandle | None = None
         self._overdue = False
         self._failure = "the journal was not started"
-        self._state = State()
-        self._slices: Iterator[Put] | None = None
+        self._state: Journalled  # from `start` on
+        self._slices: Iterator[list[bytes]] | None = None
         self._snapshot_bytes = 0
         # The file belongs to the thread as soon as there is one.
         self._thread = ThreadPoolExecutor(1, "journal")
@@ -75,7 +73,7 @@ class Journal:
 
     # Reading
 
-    def replay(self, state: State) -> None:
+    def replay(self, state: Journalled) -> None:
         """Repeat everything on `state`, which is empty. Raises JournalError for what does not read back."""
         numbers = self._numbers()
         if numbers and numbers != list(range(numbers[0], numbers[-1] + 1)):
@@ -91,19 +89,17 @@ class Journal:
                 raise JournalError(f"{path} cannot be read: {error.strerror}") from error
             if not complete:
                 raise JournalError(f"{path} needs the segment before it, which is missing: {REMEDY}")
-        arrange(state)
+        state.arrange()
 
     # Writing
 
-    def start(self, state: State) -> None:
+    def start(self, state: Journalled) -> None:
         """Begin a segment with all of `state`, whose puts are appended from now on. Raises JournalError."""
         self._number = max(self._numbers(), default=0)
         self._state = state
         state.take_puts()  # the snapshot knows
-        puts = snapshot(state)
-        slices = iter(lambda: list(itertools.islice(puts, _SLICE)), [])
         try:
-            self._begin(itertools.chain(slices, [[COMPLETE]]))
+            self._begin(itertools.chain(slices(state.snapshot()), [[encode(COMPLETE)]]))
         except OSError as error:
             raise JournalError(f"{self._folder} cannot be written: {error.strerror}") from error
         self._remove_older()
@@ -180,7 +176,7 @@ class Journal:
                     await self._in_thread(self._remove_older)
                 elif self._slices is None and self._size > max(self._segment_bytes, 2 * self._snapshot_bytes):
                     await self._in_thread(self._begin, [])
-                    self._slices = snapshot(self._state)
+                    self._slices = slices(self._state.snapshot())
         except OSError as error:
             self._fail(error, waiters)
         finally:
@@ -193,9 +189,9 @@ class Journal:
         """Append the next slice of the snapshot, if one is under way; return whether it is complete now."""
         if self._slices is None:
             return False
-        puts = list(itertools.islice(self._slices, _SLICE))
+        puts = next(self._slices, None)
         if puts:
-            self._pending.extend(map(encode, puts))
+            self._pending.extend(puts)
             return False
         self._pending.append(encode(COMPLETE))
         self._slices = None
@@ -226,14 +222,14 @@ class Journal:
             raise
         self._size += size
 
-    def _begin(self, groups: Iterable[list[Put]]) -> None:
+    def _begin(self, groups: Iterable[list[bytes]]) -> None:
         """Begin the next segment; whatever `groups` hold is on disk before it has its name."""
         unnamed = self._folder / "new"
         file = os.open(unnamed, os.O_CREAT | os.O_TRUNC | os.O_WRONLY | os.O_APPEND, 0o600)
         size = 0
         try:
-            for group in itertools.chain([[TITLE]], groups):
-                size += _write_all(file, frame([encode(put) for put in group]))
+            for group in itertools.chain([[encode(TITLE)]], groups):
+                size += _write_all(file, frame(group))
             os.fsync(file)
             unnamed.rename(self._path(self._number + 1))
             self._sync_folder()

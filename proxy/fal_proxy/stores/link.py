@@ -1,6 +1,6 @@
 """The wire to Redis: connections, deadlines, the breaker. Knows nothing of what the scripts mean.
 
-No call takes longer than PLACE_SECONDS + CALL_SECONDS, whatever Redis or the network does. After a failure every call
+No call takes longer than PLACE_SECONDS + CALL_SECONDS (or what it was given instead), whatever Redis or the network does. After a failure every call
 fails at once, while one probe at a time asks whether Redis is back. Having to wait for a connection is no failure of
 Redis: it says that we ask too much at once. redis-py brings connections and the protocol, but its pool cannot tell the
 one from the other, so the list of idle connections is ours. What did not end with a whole reply is closed, never listed:
@@ -39,19 +39,28 @@ class NotSent(StoreUnavailable):
 class Link:
     """Calls to one Redis. Made and used on one event loop; `close` ends it."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        place_seconds: float = PLACE_SECONDS,
+        call_seconds: float = CALL_SECONDS,
+        connections: int = CONNECTIONS,
+    ) -> None:
         """Read the URL; connects with the first call. Raises ValueError for what is no Redis URL."""
+        self._place_seconds = place_seconds
+        self._call_seconds = call_seconds
         self._factory = BlockingConnectionPool.from_url(
             url,
             protocol=2,  # no HELLO: one round trip less per connection
             retry=Retry(NoBackoff(), 0),
-            socket_connect_timeout=CALL_SECONDS,
+            socket_connect_timeout=call_seconds,
             socket_timeout=None,  # the deadline of the whole call is stricter
             socket_keepalive=True,
             driver_info=None,
         )
         self._idle: list[AbstractConnection] = []
-        self._places = asyncio.Semaphore(CONNECTIONS)
+        self._places = asyncio.Semaphore(connections)
         self._answering = asyncio.Event()
         self._answering.set()
         self._probe: asyncio.Task[None] | None = None
@@ -75,7 +84,7 @@ class Link:
         await self._take_place()
         raised: type[StoreUnavailable] = NotSent
         try:
-            async with asyncio.timeout(CALL_SECONDS):
+            async with asyncio.timeout(self._call_seconds):
                 connection = await self._connect()
                 raised = StoreUnavailable
                 return await self._converse(connection, commands)
@@ -93,7 +102,7 @@ class Link:
 
     async def _take_place(self) -> None:
         try:
-            async with asyncio.timeout(PLACE_SECONDS if self._places.locked() else None):
+            async with asyncio.timeout(self._place_seconds if self._places.locked() else None):
                 await self._places.acquire()
         except TimeoutError:
             raise NotSent("too many calls to Redis at once") from None
@@ -111,7 +120,11 @@ class Link:
             if not await _done(connection, connection.can_read()):
                 return connection
             await connection.disconnect(nowait=True)
-        connection = self._factory.make_connection()  # type: ignore[no-untyped-call]
+        return await self.dial()
+
+    async def dial(self) -> AbstractConnection:
+        """Return a new connection, which is the caller's alone to close. Raises RedisError or OSError."""
+        connection: AbstractConnection = self._factory.make_connection()  # type: ignore[no-untyped-call]
         await _done(connection, connection.connect())  # type: ignore[no-untyped-call]
         return connection
 
@@ -147,7 +160,7 @@ class Link:
                 await self._idle.pop().disconnect(nowait=True)
             await asyncio.sleep(PROBE_SECONDS)
             try:
-                async with asyncio.timeout(CALL_SECONDS):
+                async with asyncio.timeout(self._call_seconds):
                     await self._converse(await self._connect(), (("PING",),))
                 break
             except (RedisError, OSError):

@@ -30,6 +30,7 @@ from fal_proxy.stores import (
 )
 from fal_proxy.stores.holdings import Charged, Entry, Purse
 from fal_proxy.stores.periods import Calendar
+from fal_proxy.stores.replay import StatePuts
 from fal_proxy.stores.state import State
 
 if TYPE_CHECKING:
@@ -51,10 +52,11 @@ class MemoryStore:
         self._calendar = Calendar()
         self.state = State(written_down=journal is not None)
         if journal is not None:
-            journal.replay(self.state)
+            puts = StatePuts(self.state)
+            journal.replay(puts)
             self._now = self.state.clock
             self._adopt()
-            journal.start(self.state)
+            journal.start(puts)
 
     async def admit(self, ask: Ask) -> Verdict:
         """Judge and reserve in one step."""
@@ -138,7 +140,8 @@ class MemoryStore:
         if outcome is not Outcome.BILLED:
             amount_microusd = entry.amount if outcome is Outcome.AS_RESERVED else 0
         more = self.state.settle(entry, outcome, amount_microusd)
-        self._flush()
+        if self._journal is not None:
+            self._flush()
         return more
 
     async def completed(self, request_id: str) -> None:
@@ -146,6 +149,10 @@ class MemoryStore:
         self._tick()
         self.state.complete(request_id)
         self._flush()
+
+    async def hasten(self, request_id: str) -> None:
+        """Let the settler ask about a job now. After a restart it asks about all of them, so nothing is written down."""
+        self.state.hasten(request_id, self._tick())
 
     async def find(self, request_id: str) -> Record | None:
         """Return the record of a request id."""
@@ -202,7 +209,8 @@ class MemoryStore:
         now = self._clock()
         if now > self._now:
             self._now = now
-        self.state.note_clock(self._now)
+        if self._journal is not None:
+            self.state.note_clock(self._now)
         self.state.expire(self._now)
         return self._now
 

@@ -8,8 +8,11 @@ from urllib.parse import urlsplit
 from fal_proxy.stores import Store
 from fal_proxy.stores.fallback import FallbackStore
 from fal_proxy.stores.journal import Journal, JournalError
+from fal_proxy.stores.mailbox import Mailbox
+from fal_proxy.stores.mailbox_memory import MemoryMailbox
 from fal_proxy.stores.memory import MemoryStore
 
+EVENTS = "events"  # the mailbox' journal, in the folder of the store's
 _MEMORY = "memory://"
 _REDIS = ("redis", "rediss")
 
@@ -43,4 +46,14 @@ def open_store(url: str, base: Path, *, local_on_failure: bool) -> Store:
     return MemoryStore(Journal(folder) if folder is not None else None)
 
 
-__all__ = ["JournalError", "folder_of", "is_shared", "open_store"]
+def open_mailbox(url: str, base: Path) -> Mailbox:
+    """Return what keeps the events of webhooks, beside the store. Raises ValueError or JournalError."""
+    if is_shared(url):
+        from fal_proxy.stores.mailbox_redis import RedisMailbox
+
+        return RedisMailbox(url)
+    folder = folder_of(url, base)
+    return MemoryMailbox(Journal(folder / EVENTS) if folder is not None else None)
+
+
+__all__ = ["JournalError", "folder_of", "is_shared", "open_mailbox", "open_store"]

@@ -169,6 +169,17 @@ function operations.completed(request_id)
   end
 end
 
+function operations.hasten(request_id)
+  local record = find(request_id)
+  local entry = record and load(P .. 'entry:' .. record.entry_id)
+  if entry and (entry.outcome == '' or entry.outcome == 'as_reserved') then
+    record.attempt, record.late_asks = 0, entry.outcome == '' and 0 or LATE_ASKS
+    keep(P .. 'record:' .. request_id, record)
+    ask_at(request_id, now)
+    call('EXPIRE', ASKS, RECORD)
+  end
+end
+
 function operations.find(request_id)
   return find(request_id)
 end
@@ -181,7 +192,8 @@ function operations.due(limit)
     end
     local record = find(id)
     local entry = record and load(P .. 'entry:' .. record.entry_id)
-    if entry and entry.outcome == '' then
+    local late = entry and entry.outcome == 'as_reserved' and record.attempt < (record.late_asks or 0)
+    if entry and (entry.outcome == '' or late) then
       claimed[#claimed + 1] = { record = record, attempt = record.attempt }
       record.attempt = record.attempt + 1
       keep(P .. 'record:' .. id, record)

@@ -73,6 +73,7 @@ _CONSTANTS = {
     "REQUEST_LEASE": REQUEST_LEASE_SECONDS,
     "FIRST_ASK": state.FIRST_ASK_SECONDS,
     "LONGEST_ASK": state.LONGEST_ASK_SECONDS,
+    "LATE_ASKS": state.LATE_ASKS,
     "CONCURRENCY_RETRY": CONCURRENCY_RETRY_SECONDS,
 }
 SOURCE = "".join(
@@ -124,7 +125,7 @@ class RedisStore:
         submission = {
             "record": record,
             "lease_seconds": lease_seconds,
-            "flooder": holdings.flooder(record),
+            "flooder": holdings.flooder(record.owners),
             "most_per_owner": state.MAX_RECORDS_PER_OWNER,
             "most": state.MAX_RECORDS,
         }
@@ -144,6 +145,10 @@ class RedisStore:
     async def completed(self, request_id: str) -> None:
         """Note that fal called the job COMPLETED; later, if Redis is away now."""
         await self._now_or_later("completed", request_id)
+
+    async def hasten(self, request_id: str) -> None:
+        """Let the settler of any process ask about a job now; later, if Redis is away now."""
+        await self._now_or_later("hasten", request_id)
 
     async def find(self, request_id: str) -> Record | None:
         """Return the record of a request id."""

@@ -1,98 +1,39 @@
-"""The embedded store's state as puts, and puts as bytes: both ways, for the journal.
-
-A snapshot is a put of everything; `apply` repeats a put. A frame is a length, a CRC-32 of the payload, a CRC-32 of
-these two, and the payload, a MessagePack list of puts. With its own checksum a damaged length is no short frame.
-"""
+"""The embedded store's state as puts, both ways, for the journal: a snapshot is a put of everything, `apply` repeats one."""
 
 from __future__ import annotations
 
 import heapq
-import logging
-import os
-import struct
-import zlib
 from collections import OrderedDict
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any, BinaryIO
-
-import msgspec
+from typing import Any
 
 from fal_proxy.stores import Outcome, Record
 from fal_proxy.stores.holdings import Entry, Name, Purse, Put, entry_put, record_fields
 from fal_proxy.stores.state import State
 from fal_proxy.stores.windows import Window
 
-_HEAD = struct.Struct("<III")
-_CHECKED = struct.Struct("<II")  # the part of the head that its own checksum covers
-_LIST = struct.Struct(">BI")  # MessagePack's head of a list, so that puts encoded one by one make one payload
-TITLE: Put = ("fal-proxy journal", 1)  # the first put of each segment, with the format's version
-COMPLETE: Put = ("complete",)  # the last of a snapshot
-REMEDY = "restore the folder from a backup, or move it away and lose what was spent and who owns which request"
-_log = logging.getLogger(__name__)
-encode = msgspec.msgpack.Encoder().encode
-_decode = msgspec.msgpack.Decoder(list[tuple[Any, ...]]).decode
 
+class StatePuts:
+    """A `State` as the journal sees it."""
 
-def frame(puts: list[bytes]) -> bytes:
-    """Return encoded puts as one frame."""
-    payload = _LIST.pack(0xDD, len(puts)) + b"".join(puts)
-    checked = _CHECKED.pack(len(payload), zlib.crc32(payload))
-    return checked + zlib.crc32(checked).to_bytes(4, "little") + payload
+    def __init__(self, state: State) -> None:
+        self._state = state
 
+    def take_puts(self) -> list[Put]:
+        """Return what changed since the last time."""
+        return self._state.take_puts()
 
-def frames(file: BinaryIO) -> Iterator[tuple[list[Put], int]]:
-    """Yield the puts of each whole frame from here on, and where it ends. Raises ValueError for damage.
+    def snapshot(self) -> Iterator[Put]:
+        """Yield a put of everything."""
+        return snapshot(self._state)
 
-    A last frame that is not whole is not yielded: it ends early, or, after a power cut, was partly never written.
-    """
-    start = file.tell()
-    size = os.fstat(file.fileno()).st_size
-    while size - start >= _HEAD.size:
-        head = file.read(_HEAD.size)
-        length, checksum, head_checksum = _HEAD.unpack(head)
-        if zlib.crc32(head[: _CHECKED.size]) != head_checksum:
-            if any(head) or any(file.read()):
-                raise ValueError(f"is damaged at byte {start}: {REMEDY}")
-            return
-        end = start + _HEAD.size + length
-        if end > size:
-            return
-        payload = file.read(length)
-        if zlib.crc32(payload) != checksum:
-            if end < size:
-                raise ValueError(f"is damaged at byte {start}: {REMEDY}")
-            return
-        yield _decode(payload), end
-        start = end
+    def apply(self, put: Put) -> None:
+        """Repeat a put."""
+        apply(self._state, put)
 
-
-def repeat(state: State, path: Path, *, last: bool) -> bool:
-    """Apply one segment; return whether its snapshot is complete. Of the last one, a torn end is cut off.
-
-    Raises ValueError, with what can be done, for what does not read back.
-    """
-    complete = False
-    with path.open("rb") as file:
-        puts, whole = next(frames(file), ([("",)], 0))
-        if puts[0][0] != TITLE[0]:
-            raise ValueError(f"is not a segment of a journal: {REMEDY}")
-        if puts[0] != TITLE:
-            raise ValueError("was written by a newer version of fal-proxy: start that one")
-        for puts, end in frames(file):
-            for put in puts:
-                if put == COMPLETE:
-                    complete = True
-                else:
-                    apply(state, put)
-            whole = end
-        size = file.seek(0, os.SEEK_END)
-    if whole < size:
-        if not last:
-            raise ValueError(f"is damaged at byte {whole}: {REMEDY}")
-        _log.warning("%s: cut off %d bytes that were being written when the last process ended", path, size - whole)
-        os.truncate(path, whole)
-    return complete
+    def arrange(self) -> None:
+        """Bring everything in the order of its age."""
+        arrange(self._state)
 
 
 def snapshot(state: State) -> Iterator[Put]:

@@ -24,6 +24,7 @@ _CLOCK_SECONDS = 60.0
 _LEASE_LOOK_SECONDS = 60.0  # less than any lease
 FIRST_ASK_SECONDS = 10.0
 LONGEST_ASK_SECONDS = 60.0
+LATE_ASKS = 3
 # After its period a purse is kept until no entry can be settled against it any more.
 _PURSE_GRACE_SECONDS = RECORD_SECONDS + 3 * 3600.0
 
@@ -139,8 +140,9 @@ class State:
     def free(self, entry: Entry) -> None:
         """Give an entry's slots back."""
         for slot in entry.slots:
-            if self.slots.get(slot, 0) > 1:
-                self.slots[slot] -= 1
+            held = self.slots.get(slot, 0)
+            if held > 1:
+                self.slots[slot] = held - 1
             else:
                 self.slots.pop(slot, None)
         entry.slots = ()
@@ -176,7 +178,7 @@ class State:
             self.put_entry(entry)
             self.watch(record.request_id, now + FIRST_ASK_SECONDS)
         self._put("record", now, *record_fields(record))
-        mine = self._by_owner[flooder(record)]
+        mine = self._by_owner[flooder(record.owners)]
         if len(mine) > MAX_RECORDS_PER_OWNER:
             self.drop_record(next(iter(mine)))
         elif len(self.records) > MAX_RECORDS:
@@ -186,7 +188,7 @@ class State:
         """Keep a record, without judging how many there are."""
         self.records[record.request_id] = record
         self.born[record.request_id] = born
-        self._by_owner.setdefault(flooder(record), OrderedDict())[record.request_id] = None
+        self._by_owner.setdefault(flooder(record.owners), OrderedDict())[record.request_id] = None
 
     def find(self, request_id: str, now: float) -> Record | None:
         """Return a record that has not ended, whether or not it has been dropped yet."""
@@ -210,6 +212,14 @@ class State:
         heapq.heappush(self._asks, (when, request_id))
         self._jobs[request_id] = Job(when, 0, when)
 
+    def hasten(self, request_id: str, now: float) -> None:
+        """Let the settler ask now, a few times even about a job that only the end of its lease has settled."""
+        record = self.find(request_id, now)
+        entry = self.entries.get(record.entry_id) if record is not None else None
+        if entry is not None and entry.outcome in (None, Outcome.AS_RESERVED):
+            self._jobs[request_id] = Job(now, 0, now, 0 if entry.outcome is None else LATE_ASKS)
+            heapq.heappush(self._asks, (now, request_id))
+
     def polled(self, request_id: str, now: float) -> None:
         """Let the settler wait: somebody asks about the job already."""
         job = self._jobs.get(request_id)
@@ -227,7 +237,8 @@ class State:
                 continue
             record = self.records.get(request_id)
             entry = self.entries.get(record.entry_id) if record is not None else None
-            if entry is None or entry.outcome is not None:
+            late = entry is not None and entry.outcome is Outcome.AS_RESERVED and job.attempt < job.late_asks
+            if entry is None or (entry.outcome is not None and not late):
                 del self._jobs[request_id]
             elif job.next_ask > now:
                 self._queue(request_id, job)
@@ -275,10 +286,10 @@ class State:
         record = self.records.pop(request_id)
         self.born.pop(request_id, None)
         self._jobs.pop(request_id, None)
-        mine = self._by_owner[flooder(record)]
+        mine = self._by_owner[flooder(record.owners)]
         mine.pop(request_id, None)
         if not mine:
-            del self._by_owner[flooder(record)]
+            del self._by_owner[flooder(record.owners)]
         self._put("no record", request_id)
         entry = self.entries.get(record.entry_id)
         if entry is not None:

@@ -5,7 +5,7 @@
 -- is MessagePack too: cjson would round money to 14 digits, and Redis itself cuts Lua's numbers to integers.
 -- All judging comes before the first write, because Redis rolls nothing back.
 --
--- SLOTS, RECORD, REQUEST_LEASE, FIRST_ASK, LONGEST_ASK and CONCURRENCY_RETRY come from Python, where they are defined.
+-- SLOTS, RECORD, REQUEST_LEASE, FIRST_ASK, LONGEST_ASK, LATE_ASKS and CONCURRENCY_RETRY come from Python, where they are defined.
 
 local HOUR = 3600
 local DAY = 24 * HOUR

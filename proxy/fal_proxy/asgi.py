@@ -1,0 +1,46 @@
+"""What ASGI says, in the words of the domain: a scope is a Request in raw bytes. Decides nothing about it."""
+
+from __future__ import annotations
+
+from collections.abc import MutableMapping
+from typing import Any
+
+from fal_proxy.exchange import Request
+from fal_proxy.relay.inbound import Message, Send
+
+# What our own server adds to the scope; other servers lack it and we do without.
+EXTENSION = "fal_proxy"
+
+Scope = MutableMapping[str, Any]
+
+
+def asks_first(request: Request) -> bool:
+    """Say whether this looks like a CORS preflight, which the gateway judges, whatever it asks about."""
+    return request.method == "OPTIONS" and any(name == b"access-control-request-method" for name, _ in request.headers)
+
+
+def read_request(scope: Scope) -> Request:
+    """Return the request in raw bytes: from the request line where our server keeps it, else from ASGI's parts."""
+    client = scope.get("client")
+    target: bytes | None = scope.get("extensions", {}).get(EXTENSION, {}).get("raw_target")
+    if target is None:
+        path: bytes = scope.get("raw_path") or scope["path"].encode()
+        query = scope["query_string"] or None  # ASGI cannot say whether an empty query had its `?`
+    else:
+        path, mark, rest = target.partition(b"?")
+        query = rest if mark else None
+    scheme = {"ws": "http", "wss": "https"}.get(scope["scheme"]) or str(scope["scheme"])
+    peer = client[0] if client else ""
+    return Request(scope.get("method", "GET"), path, query, list(scope["headers"]), peer, scheme, scope)
+
+
+def closing_instead(send: Send) -> Send:
+    """Return `send` for a server that cannot refuse a handshake with an answer of ours: it says 403."""
+
+    async def closing(message: Message) -> None:
+        if message["type"] == "websocket.http.response.start":
+            await send({"type": "websocket.close", "code": 1008})
+        elif message["type"] != "websocket.http.response.body":
+            await send(message)
+
+    return closing

@@ -1,0 +1,1 @@
+export { ApiError, ValidationError, createFalClient, fal } from "@fal-ai/client";

@@ -28,6 +28,7 @@ from fal_proxy.identity.network import TrustedProxies
 from fal_proxy.identity.opening import open_identities
 from fal_proxy.identity.ticket import Tickets
 from fal_proxy.lifecycle import Lifecycle, Stage
+from fal_proxy.platform_api.price_list import open_price_list
 from fal_proxy.policy.inputs import InputRules
 from fal_proxy.policy.origin import Site
 from fal_proxy.policy.plans import compile_plan
@@ -97,6 +98,7 @@ class App:
             await asyncio.wait([self._settling])
         self._gateway.engine.close()
         await self._gateway.identities.close()
+        await self._gateway.price_list.close()
         if self._hub is not None:
             await self._hub.close()
         await self._gateway.gate.store.close()
@@ -224,6 +226,8 @@ def create_app(
         network_factor=settings.identity.anonymous.network_factor,
         ownership=settings.state.ownership == "strict",
     )
+    price_list = open_price_list(settings, prices, folder, route, keys)
+    telemetry.metrics.prices = price_list.feed
     second, realtime = _usd_per_second(settings.realtime), settings.realtime
     gateway = Gateway(
         mount=settings.mount.encode(),
@@ -242,8 +246,9 @@ def create_app(
         max_body_bytes=settings.server.max_body_bytes,
         telemetry=telemetry,
         prices=prices,
+        price_list=price_list,
         gate=gate,
-        settler=Settler(store, engine, route, keys, charge_for, [ACCEPT_PLAIN, CLIENT_PROXY]),
+        settler=Settler(store, engine, route, keys, charge_for, [ACCEPT_PLAIN, CLIENT_PROXY], telemetry),
         guard=AddressGuard(),
         trusted_proxies=TrustedProxies(settings.server.trusted_proxies),
         lifecycle=Lifecycle(),

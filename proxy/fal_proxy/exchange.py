@@ -172,6 +172,7 @@ def _new_id() -> str:
 ADMITTED = "admitted"  # the decision about an exchange that nothing refused
 PREFLIGHT = "preflight"  # shown in place of a kind: the browser's question before the request itself
 NO_KIND = "none"  # shown in place of a kind: refused before the target was understood
+SETTLED = "settled"  # shown in place of a kind: no request, but what the settler learnt of a job that nobody polls
 
 
 class Receipt(enum.Enum):
@@ -223,8 +224,10 @@ class Exchange(msgspec.Struct, eq=False):
     caller: Caller | None = None
     plan: str | None = None  # its name; metrics count only those of the settings
     preflight: bool = False
+    settled: bool = False  # by the settler
     kind: Kind | None = None
     endpoint_id: str = ""
+    request_id: str = ""  # fal's: of the job that is asked about, or of the answer
     decision: str = ADMITTED  # or the error type of the refusal
     reason: str = ""  # one sentence about a refusal or a cut; holds no credential
 
@@ -251,10 +254,12 @@ class Exchange(msgspec.Struct, eq=False):
 
     @property
     def kind_shown(self) -> str:
-        """Return what logs and metrics call its kind: a Kind, PREFLIGHT or NO_KIND, and nothing else."""
+        """Return what logs and metrics call its kind: a Kind, PREFLIGHT, SETTLED or NO_KIND, and nothing else."""
         if self.kind is not None:
             name: str = self.kind._value_  # what `value` is, without two calls
             return name
+        if self.settled:
+            return SETTLED
         return PREFLIGHT if self.preflight else NO_KIND
 
     def refused(self, refusal: Refusal, ending: Ending = Ending.REFUSED) -> None:

@@ -31,6 +31,7 @@ from fal_proxy.identity import Identities
 from fal_proxy.identity.network import TrustedProxies
 from fal_proxy.identity.ticket import Tickets
 from fal_proxy.lifecycle import Lifecycle, Stage
+from fal_proxy.platform_api.price_list import PriceList
 from fal_proxy.policy import tokens
 from fal_proxy.policy.arrival import address, announced_bytes, is_preflight
 from fal_proxy.policy.inputs import Input, InputRules, carries_input, decode_input, encode_input, judge_shape
@@ -91,6 +92,7 @@ class Gateway:
     max_body_bytes: int
     telemetry: Telemetry
     prices: Prices
+    price_list: PriceList  # the same, with what fal itself says
     gate: Gate
     settler: Settler
     guard: AddressGuard
@@ -158,7 +160,7 @@ class Gateway:
             return
         addressed = address(request, self.mount)
         target = resolve(addressed.raw, request.method, plan.methods)
-        exchange.kind, exchange.endpoint_id = target.kind, target.endpoint_id
+        exchange.kind, exchange.endpoint_id, exchange.request_id = target.kind, target.endpoint_id, target.request_id
         judge_cross_site(caller, request, origin_accepted=accepted, header_form=addressed.header_form)
         realtime_mode, wma = self.realtime_mode, self.direct.wma
         permit(target, plan, storage_mode=self.uploads.mode, realtime_mode=realtime_mode, wma=wma)
@@ -282,7 +284,7 @@ class Gateway:
         if target.kind is Kind.UPLOAD_INITIATE:
             return await self.uploads.judge(target, inbound, outgoing), 0, ""
         counts = carries_input(target) and self.gate.has_budget(plan)
-        price = self.prices.price_of(target.endpoint_id) if counts else None
+        price = await self.price_list.price_of(target.endpoint_id) if counts else None
         if counts and price is None:
             raise Refusal("endpoint_denied", f"{target.endpoint_id} has no price here, and budgets need one ([prices])")
         given: Input = {}

@@ -89,6 +89,7 @@ class Account(msgspec.Struct, eq=False):
         submitted = read_submitted(body, self.target.endpoint_id)
         if submitted is None:
             return  # nobody can ask about this job, so there is nothing to own: it stays charged as reserved
+        self.exchange.request_id = submitted.request_id
         apps = tuple(dict.fromkeys([app_of(self.target.endpoint_id), submitted.app]))
         path = f"/{submitted.app}/requests/{submitted.request_id}"
         owners = self.caller.owners

@@ -26,6 +26,7 @@ import tomlkit
 from fal_proxy.environment import fingerprint
 from fal_proxy.exchange import Caller, Request
 from fal_proxy.identity import Presented
+from fal_proxy.whole_file import write_whole
 
 PREFIX = "fpk_"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.@-]{0,63}")
@@ -133,7 +134,7 @@ def add(path: Path, name: str, plan: str) -> str:
             document.setdefault("keys", tomlkit.table(is_super_table=True))[name] = table
         except ValueError as error:
             raise KeyFileError(f"{path.name}: write `keys` as [keys.NAME] tables, not in braces") from error
-        _replace(path, tomlkit.dumps(document))
+        write_whole(path, tomlkit.dumps(document))
     return key
 
 
@@ -146,7 +147,7 @@ def revoke(path: Path, name: str) -> None:
         keys = document["keys"]
         if isinstance(keys, dict):
             keys.pop(name)
-        _replace(path, tomlkit.dumps(document))
+        write_whole(path, tomlkit.dumps(document))
 
 
 def _index(records: list[KeyRecord]) -> dict[str, tuple[KeyRecord, Caller]]:
@@ -165,17 +166,3 @@ def _locked(path: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
-
-
-def _replace(path: Path, text: str) -> None:
-    """Write beside the file and rename, so that a reader sees the old or the new one, whole."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    descriptor = os.open(beside, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600)
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)

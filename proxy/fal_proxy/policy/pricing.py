@@ -46,7 +46,7 @@ class Prices:
         for fault in faults(prices):
             raise ValueError(fault)
         compiled = {spelled_plainly(name): _price(value) for name, value in prices.items()}
-        self._default = compiled.pop("default", None)
+        self.default = compiled.pop("default", None)  # of whatever has no price of its own
         self._exact = {name: price for name, price in compiled.items() if "*" not in name}
         self._counted = Globs([name for name, price in compiled.items() if price.units_from is not None])
         globs = sorted((name for name in compiled if "*" in name), key=len, reverse=True)
@@ -58,14 +58,18 @@ class Prices:
         return self._remembered(endpoint_id)
 
     def _price_of(self, endpoint_id: str) -> Price | None:
-        plain = spelled_plainly(endpoint_id)
-        if (price := self._exact.get(plain)) is not None:
+        price = self.named_price_of(spelled_plainly(endpoint_id))
+        return self.default if price is None else price
+
+    def named_price_of(self, plain_id: str) -> Price | None:
+        """Return the price of a plainly spelled id as the operator names it: exactly, or by glob."""
+        if (price := self._exact.get(plain_id)) is not None:
             return price
-        return next((price for globs, price in self._globs if globs.match(plain)), self._default)
+        return next((price for globs, price in self._globs if globs.match(plain_id)), None)
 
     def reads_inputs_of(self, app: App) -> bool:
         """Say whether the price of the app, or of anything below it, may depend on its input."""
-        counted = self._default is not None and self._default.units_from is not None
+        counted = self.default is not None and self.default.units_from is not None
         return counted or self._counted.reach(plainly(app))
 
     def needs_input(self, endpoint_id: str) -> bool:

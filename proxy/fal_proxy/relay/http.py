@@ -232,7 +232,10 @@ async def _ask(
         head = await call.head(head_seconds)
     exchange.first_byte_seconds = exchange.clock() - exchange.started
     exchange.upstream_status, exchange.units = head.status, billable_units(head.lines(UNITS_FIELD))
-    exchange.named = bool(head.lines(b"x-fal-request-id"))
+    names = head.lines(b"x-fal-request-id")
+    exchange.named = bool(names)
+    if names and not exchange.request_id:
+        exchange.request_id = names[0].decode("latin-1")
     if 300 <= head.status < 400 and head.status != 304:
         raise UpstreamInvalid("upstream answered with a redirect, which is never followed", written=True)
     return call, head

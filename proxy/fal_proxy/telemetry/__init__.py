@@ -11,7 +11,8 @@ from collections.abc import Callable, Collection
 
 from fal_proxy.exchange import Exchange
 from fal_proxy.telemetry.access import AccessLog
-from fal_proxy.telemetry.metrics import Keys, Metrics, Upstream
+from fal_proxy.telemetry.metrics import Metrics
+from fal_proxy.telemetry.watched import Keys, Upstream
 
 
 class Telemetry:

@@ -19,6 +19,7 @@ LOGGER = "fal_proxy.access"
 ENDPOINT_CHARS = 200
 REASON_CHARS = 300
 PLAN_CHARS = 64
+REQUEST_ID_CHARS = 128
 
 _log = logging.getLogger(LOGGER)
 
@@ -31,8 +32,14 @@ class AccessLine(msgspec.Struct, frozen=True):
     caller: Annotated[str | None, says("short hash of the caller's id")]
     source: Annotated[str | None, says("the identity source that knew the caller")]
     plan: Annotated[str | None, says("the caller's plan")]
-    kind: Annotated[str, says("run, stream, submit …; `preflight`; `none`: refused before the target was understood")]
+    kind: Annotated[
+        str,
+        says(
+            "run, stream, submit …; `preflight`; `none`: target not understood; `settled`: by the settler, no request"
+        ),
+    ]
     endpoint: Annotated[str | None, says("the endpoint, at most 200 characters; no query")]
+    request_id: Annotated[str | None, says("fal's id of the job or the answer, at most 128 characters")]
     decision: Annotated[str, says("`admitted`, or the `error_type` of the proxy's own answer")]
     reason: Annotated[str | None, says("why it was refused or cut")]
     status: Annotated[int | None, says("of the answer; null: the caller left before one")]
@@ -92,6 +99,7 @@ def line_of(exchange: Exchange, now: datetime) -> AccessLine:
         plan=_printable(exchange.plan or "", PLAN_CHARS),
         kind=exchange.kind_shown,
         endpoint=_printable(exchange.endpoint_id, ENDPOINT_CHARS),
+        request_id=_printable(exchange.request_id, REQUEST_ID_CHARS),
         decision=exchange.decision,
         reason=_printable(exchange.reason, REASON_CHARS),
         status=exchange.status,

@@ -10,7 +10,7 @@ from bisect import bisect_left
 from collections import Counter as Tally
 from collections.abc import Callable, Collection, Iterable, Mapping
 from itertools import accumulate
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Metric, generate_latest
 from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
@@ -18,11 +18,12 @@ from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4 as CONTENT_TYP
 from prometheus_client.registry import Collector
 
 from fal_proxy.errors import ERROR_TYPES
-from fal_proxy.exchange import ADMITTED, NO_KIND, PREFLIGHT, Attempt, Ending, Exchange, Kind, Receipt
+from fal_proxy.exchange import ADMITTED, NO_KIND, PREFLIGHT, SETTLED, Attempt, Ending, Exchange, Kind, Receipt
+from fal_proxy.telemetry.watched import FetchedPrices, Keys, Upstream
 
-__all__ = ["CONTENT_TYPE", "METRICS", "Metrics", "Upstream", "label_values"]
+__all__ = ["CONTENT_TYPE", "METRICS", "Metrics", "label_values"]
 
-KINDS = (*(kind.value for kind in Kind), PREFLIGHT, NO_KIND)
+KINDS = (*(kind.value for kind in Kind), PREFLIGHT, SETTLED, NO_KIND)
 # A status answers in milliseconds, a video in half an hour.
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800, 3600)
 _EDGES = [*(str(float(edge)) for edge in SECONDS), "+Inf"]
@@ -41,7 +42,12 @@ class Row(NamedTuple):
 METRICS = {
     row.name: row
     for row in (
-        Row("fal_proxy_exchanges_total", "counter", ("kind", "decision", "ending"), "requests below the mount, ended"),
+        Row(
+            "fal_proxy_exchanges_total",
+            "counter",
+            ("kind", "decision", "ending"),
+            "requests below the mount, ended; and jobs that the settler settled",
+        ),
         Row("fal_proxy_exchange_seconds", "histogram", ("kind",), "how long they took, to the last byte"),
         Row("fal_proxy_first_byte_seconds", "histogram", ("kind",), "until fal's answer began"),
         Row("fal_proxy_bytes_up_total", "counter", ("kind",), "bytes of request bodies sent to fal"),
@@ -68,6 +74,10 @@ METRICS = {
         ),
         Row("fal_proxy_key_file_faults_total", "counter", (), "changes of FAL_KEY_FILE that could not be read"),
         Row("fal_proxy_key_guard_cuts_total", "counter", (), "answers cut because they held a fal key of ours"),
+        Row("fal_proxy_fetched_prices", "gauge", (), "prices that fal itself named (`price_feed`)"),
+        Row("fal_proxy_fetched_prices_age_seconds", "gauge", (), "how long ago it last named one; 0 before the first"),
+        Row("fal_proxy_price_lookups_total", "counter", (), "questions to fal about prices"),
+        Row("fal_proxy_price_lookup_failures_total", "counter", (), "of these, without a usable answer"),
         Row("fal_proxy_webhooks_total", "counter", ("receipt",), "webhooks received, and what became of them"),
         Row(
             "fal_proxy_deliveries_total", "counter", ("attempt",), "attempts to deliver events to the app's own server"
@@ -89,36 +99,6 @@ def label_values(plans: Collection[str]) -> dict[str, frozenset[str]]:
         "receipt": frozenset(receipt.value for receipt in Receipt),
         "attempt": frozenset(attempt.value for attempt in Attempt),
     }
-
-
-class Upstream(Protocol):
-    """What is asked of the engine at each scrape."""
-
-    @property
-    def idle(self) -> int:
-        """Return the number of idle connections."""
-
-    @property
-    def open_calls(self) -> int:
-        """Return the number of calls in progress."""
-
-
-class Keys(Protocol):
-    """What is asked of the pool of fal keys at each scrape."""
-
-    @property
-    def refused(self) -> int:
-        """Return how many answers called a key invalid or locked."""
-
-    @property
-    def file_faults(self) -> int:
-        """Return how many changes of the file could not be read."""
-
-    def usable(self) -> int:
-        """Return the number of keys that take new work."""
-
-    def resting(self) -> int:
-        """Return the number of keys that are set aside."""
 
 
 class _OfKind:
@@ -206,6 +186,12 @@ class Metrics:
         self._file_faults = self._counter("fal_proxy_key_file_faults_total")
         self._told = (0, 0)  # of the two above, as they stood at the last scrape
         self._cuts = self._counter("fal_proxy_key_guard_cuts_total")
+        self.prices: FetchedPrices | None = None
+        self._prices = self._gauge("fal_proxy_fetched_prices")
+        self._prices_age = self._gauge("fal_proxy_fetched_prices_age_seconds")
+        self._lookups = self._counter("fal_proxy_price_lookups_total")
+        self._lookup_failures = self._counter("fal_proxy_price_lookup_failures_total")
+        self._asked = (0, 0)  # of these two, as they stood at the last scrape
         self._webhooks = self._counter("fal_proxy_webhooks_total")
         self._deliveries = self._counter("fal_proxy_deliveries_total")
         self._kept = [self._gauge(f"fal_proxy_{name}") for name in ("events", "waiting_deliveries", "dead_letters")]
@@ -245,6 +231,12 @@ class Metrics:
             told, self._told = self._told, (self._keys.refused, self._keys.file_faults)
             self._refused.inc(self._told[0] - told[0])
             self._file_faults.inc(self._told[1] - told[1])
+        if self.prices is not None:
+            self._prices.set(self.prices.known)
+            self._prices_age.set(self.prices.age_seconds())
+            asked, self._asked = self._asked, (self.prices.lookups, self.prices.failures)
+            self._lookups.inc(self._asked[0] - asked[0])
+            self._lookup_failures.inc(self._asked[1] - asked[1])
         return generate_latest(_WithoutCreated(self._registry))
 
     def _counter(self, name: str) -> Counter:

@@ -246,7 +246,7 @@ async def test_prices_of_what_plans_name_are_asked_for(url: str, fal: Fal) -> No
         price_feed=PriceFeed(mode="fetch"),
     )
     heard = await _hear(url, settings)
-    assert heard.prices == {"fal-ai/flux/dev": "$0.025 a images", "fal-ai/gone": None}
+    assert heard.prices == {"fal-ai/flux/dev": "$0.025 per images", "fal-ai/gone": None}
     assert _told(heard) == [("warning", "prices")]
     assert "fal-ai/gone" in heard.findings[0].message
     assert "fal-ai/gone costs what fal does not say" in heard.lines()

@@ -160,7 +160,7 @@ class _Asker:
             found = {}
         for name in self._wanted:
             offer = found.get(name)
-            self._heard.prices[name] = f"${float(offer.price.usd):.10g} a {offer.unit or 'unit'}" if offer else None
+            self._heard.prices[name] = f"${float(offer.price.usd):.10g} per {offer.unit or 'unit'}" if offer else None
             if offer is None and "default" not in settings.prices:
                 message = f"fal names no price for {name}, and [prices] do not either: 403 under the budget"
                 self._heard.findings.append(Finding("warning", "prices", message))

@@ -18,11 +18,14 @@ CHECKS = [
 ]
 # What the tests start, and the Debian package that brings it.
 PROGRAMS = {
+    "caddy": "caddy",
     "curl": "curl",
+    "nginx": "nginx-light",
     "node": "nodejs",
     "npm": "npm",
     "redis-server": "redis-server",
     "slowhttptest": "slowhttptest",
+    "systemd-analyze": "systemd",
 }
 
 

@@ -113,7 +113,8 @@ async def test_a_killed_replica_costs_nobody_a_limit_or_a_job_and_nothing_is_pai
         assert seen == {200: 4 - seen[UNKNOWN], UNKNOWN: seen[UNKNOWN]}
         assert 0 < seen[UNKNOWN] < 4
     assert await told(polls) == {200: 4}, "a poll is asked again, of the other replica"
-    assert set(await asyncio.gather(*streams)) == {False, True}, "some are cut, visibly"
+    ends = await asyncio.gather(*streams)
+    assert (True in ends, False in ends) == (True, site.front.shows_cuts), "one that is cut looks cut"
     assert (await following)["data"] == {"seconds": 5 * SPEED}, "the client's job went on through the other replica"
     assert site.sent("POST", "fal.run/emulator/patient") == 6
     assert site.sent("GET", "fal.run/emulator/patient") == 4

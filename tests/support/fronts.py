@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import shutil
 import socket
 import ssl
@@ -34,6 +35,14 @@ class Front:
     def url(self) -> str:
         """The origin that callers see."""
         return f"https://127.0.0.1:{self.port}"
+
+    @property
+    def shows_cuts(self) -> bool:
+        """Say whether a stream that breaks off behind it looks broken: Caddy before 2.8 ends it as if it were whole."""
+        if self.name != "caddy":
+            return True
+        told = subprocess.run([self.name, "version"], capture_output=True, text=True, check=True).stdout
+        return tuple(int(part) for part in re.findall(r"\d+", told)[:2]) >= (2, 8)
 
     def trusting(self) -> ssl.SSLContext:
         """Return what a caller's side of TLS believes."""

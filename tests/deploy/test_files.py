@@ -205,3 +205,10 @@ def test_example_of_the_environment_names_variables_that_exist() -> None:
     strange = [str(each) for each in report.findings if "unknown" in each.message or "no such" in each.message]
     assert strange == []
     assert {"FAL_KEY_FILE", "FAL_PROXY_SECRET_FILE", "FAL_PROXY_STATE"} <= set(given)
+
+
+def test_readme_of_the_folder_says_of_every_file_how_it_was_tried() -> None:
+    text = (DEPLOY / "README.md").read_text("utf-8")
+    table = text.partition("| file |")[2].partition("\n\n")[0]
+    files = {path.name for path in DEPLOY.iterdir() if path.is_file()} - {"README.md"}
+    assert {name for line in table.splitlines() for name in re.findall(r"`([^`]+)`", line.split("|")[1])} == files

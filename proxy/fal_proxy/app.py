@@ -17,6 +17,7 @@ from fal_proxy.admission.gate import Gate
 from fal_proxy.admission.limits import compile_limits, parse_budget
 from fal_proxy.admission.rates import parse_rates
 from fal_proxy.admission.settler import Settler
+from fal_proxy.authorize import Authorize
 from fal_proxy.direct import Direct
 from fal_proxy.environment import Secret, admin_token, captured, signing_secrets
 from fal_proxy.errors import Misconfigured, Refusal, StoreUnavailable
@@ -273,7 +274,9 @@ def create_app(
         lifecycle=Lifecycle(),
         uploads=Uploads.of(settings, site, route, signing),
     )
-    Storage.of(settings.storage, gateway).open()
+    storage = Storage.of(settings.storage, gateway)
+    storage.open()
+    Authorize(storage).open()
     admin = Admin(settings.admin.host, admin_token(environ, []), telemetry.metrics)
     return App(gateway, _realtime(settings.realtime, gateway, dialer), admin, settings.realtime.max_message_bytes)
 

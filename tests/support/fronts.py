@@ -57,14 +57,19 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def front(name: str, folder: Path, port: int, replicas: Sequence[int]) -> Iterator[Front]:
-    """Run nginx or Caddy on `port` before the replicas' ports until the block ends; skip where it is not installed."""
+def front(name: str, folder: Path, port: int, replicas: Sequence[int], *, offload: bool = False) -> Iterator[Front]:
+    """Run nginx or Caddy on `port` before the replicas' ports until the block ends; skip where it is not installed.
+
+    With `offload`, nginx fetches files by itself.
+    """
     program = shutil.which(name)
     if program is None:
         pytest.skip(f"{name} is not installed")
     folder.mkdir()
-    start = {"nginx": _nginx, "caddy": _caddy}[name]
-    command, environ, certificate = start(program, folder, port, replicas)
+    if name == "nginx":
+        command, environ, certificate = _nginx(program, folder, port, replicas, offload=offload)
+    else:
+        command, environ, certificate = _caddy(program, folder, port, replicas)
     with (folder / "output").open("wb") as output:
         process = subprocess.Popen(command, cwd=folder, env=environ, stdout=output, stderr=output)
         try:
@@ -88,12 +93,14 @@ def put_into(text: str, replaced: dict[str, str]) -> str:
     return text
 
 
-def nginx_text(text: str, folder: Path, port: int, replicas: Sequence[int]) -> str:
-    """Return nginx.conf, or the one for offloading, for a test's folder and ports."""
+def nginx_text(folder: Path, port: int, replicas: Sequence[int], *, offload: bool) -> str:
+    """Return nginx.conf for a test's folder and ports."""
     temporary = [f"{name}_temp_path {folder}/{name};" for name in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")]
+    included = f"include {DEPLOY / 'nginx-offload.conf'};" if offload else ""
     return put_into(
-        text,
+        (DEPLOY / "nginx.conf").read_text("utf-8"),
         {
+            "#include /etc/nginx/nginx-offload.conf;": included,
             "/run/nginx.pid": f"{folder}/nginx.pid",
             "/var/log/nginx/error.log": f"{folder}/error.log",
             "/etc/nginx/tls/fullchain.pem": f"{folder}/chain.pem",
@@ -118,10 +125,11 @@ def write_certificate(folder: Path) -> Path:
     return path
 
 
-def _nginx(program: str, folder: Path, port: int, replicas: Sequence[int]) -> tuple[list[str], dict[str, str], Path]:
+def _nginx(
+    program: str, folder: Path, port: int, replicas: Sequence[int], *, offload: bool
+) -> tuple[list[str], dict[str, str], Path]:
     trusted = write_certificate(folder)
-    text = nginx_text((DEPLOY / "nginx.conf").read_text("utf-8"), folder, port, replicas)
-    (folder / "nginx.conf").write_text(text, "utf-8")
+    (folder / "nginx.conf").write_text(nginx_text(folder, port, replicas, offload=offload), "utf-8")
     command = [program, "-p", str(folder), "-c", str(folder / "nginx.conf"), "-g", "daemon off;"]
     return command, clean_environment(), trusted
 

@@ -185,7 +185,9 @@ class Deployment:
 
 
 @contextlib.asynccontextmanager
-async def deployed(name: str, folder: Path, *, faults: Sequence[Fault] = ()) -> AsyncIterator[Deployment]:
+async def deployed(
+    name: str, folder: Path, *, faults: Sequence[Fault] = (), offload: bool = False
+) -> AsyncIterator[Deployment]:
     """Run it until the block ends; in the end judge everything that reached fal."""
     port = free_port()
     lines = WIDE.splitlines(keepends=True)
@@ -212,6 +214,8 @@ async def deployed(name: str, folder: Path, *, faults: Sequence[Fault] = ()) -> 
                 stack.push_async_callback(replica.end)
             await asyncio.gather(*(replica.start() for replica in replicas))
             ports = [replica.port for replica in replicas]
-            running = await asyncio.to_thread(stack.enter_context, front(name, folder / name, port, ports))
+            running = await asyncio.to_thread(
+                stack.enter_context, front(name, folder / name, port, ports, offload=offload)
+            )
             yield Deployment(running, replicas, fal, redis, keys, running.trusting())
             judge(fal.app.journal, keys["default"])

@@ -96,7 +96,7 @@ async def test_a_killed_replica_costs_nobody_a_limit_or_a_job_and_nothing_is_pai
     await until(lambda: site.sent("GET", "queue.fal.run/emulator/slow/requests/") > 0)
     site.fal.app.journal.clear()
     few = await spread(site, 2, "POST", RUN, "few")
-    runs = await spread(site, 4, "POST", RUN, "default")
+    runs = await spread(site, 4, "POST", RUN, "default", Origin=site.front.url)
     paid_reads = await spread(site, 4, "GET", RUN, "methods")
     polls = await spread(site, 4, "GET", status, "default")
     streams = []
@@ -112,6 +112,9 @@ async def test_a_killed_replica_costs_nobody_a_limit_or_a_job_and_nothing_is_pai
         seen = await told(asked)
         assert seen == {200: 4 - seen[UNKNOWN], UNKNOWN: seen[UNKNOWN]}
         assert 0 < seen[UNKNOWN] < 4
+    for run in runs:
+        assert run.result().one(b"access-control-allow-origin") == site.front.url.encode(), "the page may read it"
+        assert run.result().one(b"content-type") == b"application/json"
     assert await told(polls) == {200: 4}, "a poll is asked again, of the other replica"
     ends = await asyncio.gather(*streams)
     assert (True in ends, False in ends) == (True, site.front.shows_cuts), "one that is cut looks cut"
@@ -127,6 +130,15 @@ async def test_a_killed_replica_costs_nobody_a_limit_or_a_job_and_nothing_is_pai
     budget = (await site.me("default"))["budget"]
     paid = 4 + 4 + 2  # the runs, the streams, the two jobs: what nobody knows the outcome of is charged as reserved
     assert budget["spent_microusd"] + budget["reserved_microusd"] == paid * PRICE_MICROUSD
+
+
+async def test_without_any_replica_callers_may_repeat_what_was_not_sent(fragile: Deployment) -> None:
+    for replica in fragile.replicas:
+        replica.kill()
+        await replica.ended()
+    for method, path in (("POST", RUN), ("GET", RUN), ("GET", "/me")):
+        answer = await fragile.ask(method, path)
+        assert (answer.status, json.loads(answer.body)["error_type"]) == (502, "upstream_unreachable")
 
 
 async def test_a_rolling_restart_drops_no_stream_and_repeats_nothing(fragile: Deployment) -> None:

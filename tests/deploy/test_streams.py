@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 
 import msgspec
 import pytest
@@ -29,6 +30,23 @@ async def test_an_event_arrives_before_the_next_one_is_made(site: Deployment) ->
         while chunk := await client.read_chunk():
             rest += chunk
     assert json.loads(rest.strip().removeprefix(b"data: ")) == {"seconds": 40, "partial": False}
+
+
+async def test_events_of_http_2_arrive_one_by_one(site: Deployment) -> None:
+    if (curl := shutil.which("curl")) is None:
+        pytest.skip("curl not found")
+    url = f"{site.front.url}{MOUNT}/fal.run/emulator/slow/stream"
+    command = [curl, "-sSN", "--http2", "--cacert", str(site.front.certificate), url, "-d", '{"seconds": 30}']
+    command += ["-H", f"Authorization: Bearer {site.keys['default']}", "-H", "Content-Type: application/json"]
+    process = await asyncio.create_subprocess_exec(*command, "-w", "%{http_version}", stdout=asyncio.subprocess.PIPE)
+    assert process.stdout is not None
+    async with asyncio.timeout(SECONDS):
+        first = await process.stdout.readline()
+        assert not site.fal.last.answer_complete
+        rest = await process.stdout.read()
+        assert await process.wait() == 0
+    assert json.loads(first.removeprefix(b"data: ")) == {"seconds": 0, "partial": True}
+    assert rest.endswith(b"2"), "the version"
 
 
 async def test_a_caller_who_leaves_ends_the_stream_at_fal(site: Deployment) -> None:

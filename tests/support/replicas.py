@@ -78,15 +78,16 @@ class Replica:
 
     def __init__(self, folder: Path, environ: Mapping[str, str]) -> None:
         self.port = free_port()
+        self.options: tuple[str, ...] = ()
         self.lines: list[dict[str, Any]] = []  # the access lines so far
         self._folder, self._environ = folder, dict(environ)
         self._process: asyncio.subprocess.Process | None = None
         self._reader: asyncio.Task[None] | None = None
 
-    async def start(self, *options: str) -> None:
+    async def start(self) -> None:
         """Start, and return once it listens."""
         self._process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "fal_proxy", "serve", "--port", str(self.port), *options),
+            *(sys.executable, "-m", "fal_proxy", "serve", "--port", str(self.port), *self.options),
             cwd=self._folder,
             env=self._environ,
             stdout=asyncio.subprocess.PIPE,
@@ -186,9 +187,12 @@ class Deployment:
 
 @contextlib.asynccontextmanager
 async def deployed(
-    name: str, folder: Path, *, faults: Sequence[Fault] = (), offload: bool = False
+    name: str, folder: Path, *, faults: Sequence[Fault] = (), offload: bool = False, one_port: bool = False
 ) -> AsyncIterator[Deployment]:
-    """Run it until the block ends; in the end judge everything that reached fal."""
+    """Run it until the block ends; in the end judge everything that reached fal.
+
+    With `one_port` the replicas share it, as the instances of the systemd unit do.
+    """
     port = free_port()
     lines = WIDE.splitlines(keepends=True)
     config = CONFIG.format(
@@ -210,8 +214,11 @@ async def deployed(
                 FAL_PROXY_SERVER__TRUSTED_PROXIES='["127.0.0.1"]',
             )
             replicas = Replica(folder, environ), Replica(folder, environ)
+            if one_port:
+                replicas[1].port = replicas[0].port
             for replica in replicas:
                 stack.push_async_callback(replica.end)
+                replica.options = ("--reuse-port",) if one_port else ()
             await asyncio.gather(*(replica.start() for replica in replicas))
             ports = [replica.port for replica in replicas]
             running = await asyncio.to_thread(

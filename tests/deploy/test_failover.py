@@ -136,8 +136,8 @@ async def test_without_any_replica_callers_may_repeat_what_was_not_sent(fragile:
     for replica in fragile.replicas:
         replica.kill()
         await replica.ended()
-    for method, path in (("POST", RUN), ("GET", RUN), ("GET", "/me")):
-        answer = await fragile.ask(method, path)
+    asked = [fragile.ask(method, path) for method, path in (("POST", RUN), ("GET", RUN), ("GET", "/me"))]
+    for answer in await asyncio.gather(*asked):
         assert (answer.status, json.loads(answer.body)["error_type"]) == (502, "upstream_unreachable")
 
 

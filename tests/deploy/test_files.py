@@ -151,6 +151,9 @@ def test_compose_trusts_the_one_address_that_caddy_has() -> None:
     for name in ("proxy-1", "proxy-2"):
         assert json.loads(services[name]["environment"]["FAL_PROXY_SERVER__TRUSTED_PROXIES"]) == [address]
         assert "ports" not in services[name], "only Caddy is reached from outside"
+        # Under another name than this, every health check of Caddy's would be 421.
+        public = services[name]["environment"]["FAL_PROXY_SERVER__PUBLIC_URL"]
+        assert public == f"https://{services['caddy']['environment']['FAL_PROXY_HOST']}"
 
 
 def test_dockerfile_has_nothing_that_its_linter_objects_to() -> None:

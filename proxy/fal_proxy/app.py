@@ -17,6 +17,7 @@ from fal_proxy.admission.limits import compile_limits, parse_budget
 from fal_proxy.admission.rates import parse_rates
 from fal_proxy.admission.settler import Settler
 from fal_proxy.asgi import EXTENSION, Scope, asks_first, closing_instead, read_request
+from fal_proxy.authorize import Authorize
 from fal_proxy.callbacks import Callbacks
 from fal_proxy.direct import Direct
 from fal_proxy.environment import Secret, admin_token, captured, signing_secrets
@@ -255,7 +256,9 @@ def create_app(
         uploads=Uploads.of(settings, site, route, signing),
         callbacks=Callbacks.of(settings, site, signing),
     )
-    Storage.of(settings.storage, gateway).open()
+    storage = Storage.of(settings.storage, gateway)
+    storage.open()
+    Authorize(storage).open()
     try:
         hub = open_hub(settings, gateway, dialer, environ, folder, mailbox)
     except JournalError as error:

@@ -288,7 +288,13 @@ def _emulator() -> ModuleType:
     try:
         from fal_proxy import emulator
     except ModuleNotFoundError as error:
-        raise Misconfigured([f"the emulator needs {error.name}: pip install 'fal-proxy[emulator]'"]) from error
+        if error.name != "PIL":
+            raise
+        raise Misconfigured(
+            [
+                "the emulator paints with Pillow, which is not installed here (the image leaves it out): pip install pillow"
+            ]
+        ) from error
     return emulator
 
 

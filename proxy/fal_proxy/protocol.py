@@ -266,6 +266,7 @@ class HttpProtocol(HttpToolsProtocol):
         self.flow.stop_looking()
         self.connections.discard(self)
         place, self._place = self._place, None
+        del self.parser  # they hold each other, and garbage waits for its collector
         make = functools.partial(SocketProtocol, self.config, self.server_state, self.app_state, place=place)
         return take_over(make, self._outlet.transport, self.url, self.headers)
 

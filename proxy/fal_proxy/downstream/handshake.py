@@ -22,7 +22,9 @@ _NOT_OURS = frozenset([b"date", b"sec-websocket-extensions", b"sec-websocket-pro
 def switching(headers: Fields) -> Fields | None:
     """Return the fields of the 101 that fits a handshake, None for what is none."""
     fields = Headers([(name.decode("ascii"), value.decode("latin-1")) for name, value in headers])
-    response = ServerProtocol(logger=_QUIET).accept(Request("/", fields))
+    protocol = ServerProtocol(logger=_QUIET)
+    response = protocol.accept(Request("/", fields))
+    protocol.parser.close()  # which it holds and is held by: garbage waits for its collector
     if response.status_code != 101:
         return None
     found = [(name.encode("ascii"), value.encode("ascii")) for name, value in response.headers.raw_items()]

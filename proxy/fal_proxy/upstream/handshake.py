@@ -125,12 +125,22 @@ async def open_socket(
     own = [(name, value) for name, value in request.headers.raw_items() if name != "Host"]
     passed = [(name.decode("ascii"), value.decode("latin-1")) for name, value in headers]
     fields = Fields([host, *own, *passed])
-    connection = await dialer.connect(origin)
+    try:
+        return await _shake_hands(
+            await dialer.connect(origin), protocol, Request(path_and_query.decode("ascii"), fields), on_written
+        )
+    finally:
+        protocol.parser.close()  # which it holds and is held by: garbage waits for its collector
+
+
+async def _shake_hands(
+    connection: Connection, protocol: ClientProtocol, request: Request, on_written: Callable[[], None]
+) -> Opened | Denied:
     opening = _Opening(connection, protocol)
     on_written()
     try:
         async with asyncio.timeout(HANDSHAKE_SECONDS):
-            opening.send(Request(path_and_query.decode("ascii"), fields))
+            opening.send(request)
             response = await opening.answered
         if response is None:
             raise UpstreamInvalid("upstream did not answer the WebSocket handshake as HTTP", written=True)

@@ -26,9 +26,10 @@ from fal_proxy.settings import (
 )
 
 MIN_SECRET_BYTES = 16
+ENV_FAL_ADMIN_KEY = "FAL_ADMIN_KEY"  # reads bills; nothing is ever relayed with it
 WEBHOOK_PREFIX = "whsec_"
 # What may hold a secret, and is taken out of its environment by `serve`; the URL of Redis may hold a password.
-SECRET_VARIABLES = (*ENV_SECRETS, "FAL_KEY", "FAL_KEY_SECRET", ENV_STATE, "FAL_PROXY_STATE__URL")
+SECRET_VARIABLES = (*ENV_SECRETS, "FAL_KEY", "FAL_KEY_SECRET", ENV_FAL_ADMIN_KEY, ENV_STATE, "FAL_PROXY_STATE__URL")
 
 
 class Secret:
@@ -99,10 +100,16 @@ def admin_token(environ: Mapping[str, str], findings: list[Finding]) -> Secret |
     return Secret(value) if value else None
 
 
+def fal_admin_key(environ: Mapping[str, str], findings: list[Finding]) -> Secret | None:
+    """Return the key that may read fal's bills; None without one."""
+    value = _text(environ, ENV_FAL_ADMIN_KEY, findings)
+    return Secret(value) if value else None
+
+
 def shared_secrets(environ: Mapping[str, str]) -> list[Secret]:
     """Return all of these that are set, wherever they are used."""
     ignored: list[Finding] = []
-    single = [header_secret(environ, ignored), admin_token(environ, ignored)]
+    single = [header_secret(environ, ignored), admin_token(environ, ignored), fal_admin_key(environ, ignored)]
     # Without their prefix, so that half a secret is masked too.
     webhook = [Secret(each.reveal().removeprefix(WEBHOOK_PREFIX)) for each in webhook_secrets(environ, ignored)]
     return [*signing_secrets(environ, ignored), *webhook, *(secret for secret in single if secret is not None)]
@@ -123,10 +130,10 @@ def judge_file(path: Path, variable: str, findings: list[Finding]) -> None:
         findings.append(Finding("warning", variable, "others on this machine can read the file: chmod 600"))
 
 
-def fingerprint(path: Path) -> tuple[int, int, int] | None:
+def fingerprint(path: Path | str) -> tuple[int, int, int] | None:
     """Return what changes whenever a file does; None for what is no file, or not there."""
     try:
-        state = path.stat()
+        state = os.stat(path)  # noqa: PTH116 -- asked for every request, and Path.stat() takes twice as long
     except OSError:
         return None
     return (state.st_mtime_ns, state.st_size, state.st_ino) if stat.S_ISREG(state.st_mode) else None

@@ -13,7 +13,6 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import msgspec
 
@@ -32,6 +31,7 @@ from fal_proxy.identity import Identities
 from fal_proxy.identity.network import TrustedProxies
 from fal_proxy.identity.ticket import Tickets
 from fal_proxy.lifecycle import Lifecycle, Stage
+from fal_proxy.platform_api.price_list import PriceList
 from fal_proxy.policy import tokens
 from fal_proxy.policy.arrival import address, announced_bytes, is_preflight
 from fal_proxy.policy.inputs import Input, InputRules, carries_input, decode_input, encode_input, judge_shape
@@ -57,7 +57,7 @@ ACCEPT_PLAIN = (b"accept-encoding", b"identity")
 _log = logging.getLogger("fal_proxy")
 
 
-class Arrival(NamedTuple):
+class Arrival(msgspec.Struct, frozen=True):
     """A request for a route that judges its callers by itself: framing, Host and preflights are behind it."""
 
     request: Request
@@ -92,6 +92,7 @@ class Gateway:
     max_body_bytes: int
     telemetry: Telemetry
     prices: Prices
+    price_list: PriceList  # the same, with what fal itself says
     gate: Gate
     settler: Settler
     guard: AddressGuard
@@ -147,7 +148,8 @@ class Gateway:
 
     async def _relay(self, arrival: Arrival) -> None:
         """Go the whole way, from the caller to the books."""
-        request, receive, send, on_departure, reply, accepted, announced = arrival
+        request, receive, send, on_departure = arrival.request, arrival.receive, arrival.send, arrival.on_departure
+        reply, accepted, announced = arrival.reply, arrival.accepted, arrival.announced
         exchange = reply.exchange
         caller = await self.identities.identify(request)
         exchange.caller, reply.cookie = caller, caller.set_cookie
@@ -158,7 +160,7 @@ class Gateway:
             return
         addressed = address(request, self.mount)
         target = resolve(addressed.raw, request.method, plan.methods)
-        exchange.kind, exchange.endpoint_id = target.kind, target.endpoint_id
+        exchange.kind, exchange.endpoint_id, exchange.request_id = target.kind, target.endpoint_id, target.request_id
         judge_cross_site(caller, request, origin_accepted=accepted, header_form=addressed.header_form)
         realtime_mode, wma = self.realtime_mode, self.direct.wma
         permit(target, plan, storage_mode=self.uploads.mode, realtime_mode=realtime_mode, wma=wma)
@@ -223,19 +225,19 @@ class Gateway:
 
     async def _answer_me(self, request: Request, caller: Caller, accepted: bool | None, reply: Reply) -> None:
         """Tell the caller where they stand; costs nothing."""
-        self.judge_ordinary(request, caller, accepted)
-        await self.gate.judge_blocked(caller)
+        await self.judge_ordinary(request, caller, accepted)
         about = {"id": caller.shown, "plan": caller.plan, "source": caller.source}
         await reply.own(200, msgspec.json.encode(about | await self.gate.standing(caller, caller.plan)))
 
-    def judge_ordinary(self, request: Request, caller: Caller, accepted: bool | None) -> None:
-        """Judge what relays nothing and costs nothing: its address, method, page and plan."""
+    async def judge_ordinary(self, request: Request, caller: Caller, accepted: bool | None) -> None:
+        """Judge what relays nothing and costs nothing: its address, method, page, plan and block."""
         self.guard.hit(self.trusted_proxies.client_network(request.peer, request.headers))
         if request.method != "GET" or request.query is not None:
             raise Refusal("method_not_allowed", "this route takes GET, without a query", headers=((b"allow", b"GET"),))
         judge_cross_site(caller, request, origin_accepted=accepted, header_form=True)
         if caller.plan not in self.plans:
             raise Refusal("endpoint_denied", f"there is no plan called {caller.plan!r}")
+        await self.gate.judge_blocked(caller)
 
     async def _answer_ticket(
         self, request: Request, target: Target, caller: Caller, inbound: Inbound, reply: Reply
@@ -269,10 +271,9 @@ class Gateway:
     def _account(
         self, grant: Grant, lease: Lease | None, exchange: Exchange, caller: Caller, target: Target, key: Key
     ) -> Account | LeaseAccount:
-        store = self.gate.store
         if lease is None:
-            return Account(store, grant, exchange, caller, target, charge_for, key.id)
-        return LeaseAccount(store, grant, lease, exchange, caller, charge_for, key.id, self.settler.hold)
+            return Account(self.gate.store, grant, exchange, caller, target, charge_for, key.id)
+        return LeaseAccount(self.gate.store, grant, lease, exchange, caller, charge_for, key.id, self.settler.hold)
 
     async def _judge_input(
         self, request: Request, target: Target, plan: str, inbound: Inbound, outgoing: Outgoing
@@ -284,7 +285,7 @@ class Gateway:
         if target.kind is Kind.UPLOAD_INITIATE:
             return await self.uploads.judge(target, inbound, outgoing), 0, ""
         counts = carries_input(target) and self.gate.has_budget(plan)
-        price = self.prices.price_of(target.endpoint_id) if counts else None
+        price = await self.price_list.price_of(target.endpoint_id) if counts else None
         if counts and price is None:
             raise Refusal("endpoint_denied", f"{target.endpoint_id} has no price here, and budgets need one ([prices])")
         given: Input = {}
@@ -296,7 +297,7 @@ class Gateway:
             outgoing = outgoing.rebuilt(encode_input(given))
         if price is None:
             return outgoing, 0, ""
-        return outgoing, reservation_microusd(price, given), str(price.usd)
+        return outgoing, reservation_microusd(price, given), price.text
 
     def _prepare(
         self, request: Request, target: Target, plan: CompiledPlan, announced: int | None, addressed: Addressed

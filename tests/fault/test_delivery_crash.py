@@ -38,7 +38,12 @@ class Step(NamedTuple):
 
 
 STEPS = [
-    Step("after file", (200,), (1,), "filed, and fal was not told: it comes again and is a duplicate"),
+    Step(
+        "after file",
+        (200,),
+        (1, 2),
+        "filed, and fal was not told: it comes again and is a duplicate; told already, perhaps",
+    ),
     Step("after claim", (200,), (1,), "claimed, and nothing was sent"),
     Step("before delivered", (200, 200), (2,), "the app has it and nobody noted that"),
     Step("after delivered", (200, 200), (1, 2), "noted, perhaps not on disk"),

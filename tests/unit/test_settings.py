@@ -88,6 +88,7 @@ DEFAULTS = {
     "admin": {"host": "127.0.0.1", "port": 9090},
     "total_budget": "",
     "prices": {},
+    "price_feed": {"mode": "off", "refresh_seconds": 3600, "max_age_seconds": 86400, "file": "fal-prices.json"},
     "state": {"url": "memory://", "on_failure": "deny", "ownership": "strict"},
 }
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from fal_proxy.stores import RECORD_SECONDS, SLOTS, Outcome, Rate, RateState, Record
 from fal_proxy.stores.holdings import Charged, Entry, Job, Name, Purse, Put, entry_put, flooder, record_fields
-from fal_proxy.stores.windows import Window
+from fal_proxy.stores.windows import Window, drop_idle
 
 # A flood of submits evicts the flooder's own oldest records, then the oldest of all.
 MAX_RECORDS_PER_OWNER = 10_000
@@ -73,19 +73,12 @@ class State:
             windows = self.windows[seconds] = OrderedDict()
         window = windows.get(key)
         if window is None:
-            self._drop_windows(windows, slot)
+            drop_idle(windows, slot, _DROPPED_AT_ONCE)
             window = windows[key] = Window()
         else:
             windows.move_to_end(key)
         window.hit(slot)
         return window
-
-    def _drop_windows(self, windows: OrderedDict[str, Window], slot: int) -> None:
-        for _ in range(_DROPPED_AT_ONCE):  # more than the new one that is the reason to look
-            key = next(iter(windows), None)
-            if key is None or windows[key].newest + SLOTS >= slot:
-                break
-            del windows[key]
 
     def standing(self, rate: Rate, now: float) -> RateState:
         """Return what is left of a rate."""
@@ -141,8 +134,9 @@ class State:
     def free(self, entry: Entry) -> None:
         """Give an entry's slots back."""
         for slot in entry.slots:
-            if self.slots.get(slot, 0) > 1:
-                self.slots[slot] -= 1
+            held = self.slots.get(slot, 0)
+            if held > 1:
+                self.slots[slot] = held - 1
             else:
                 self.slots.pop(slot, None)
         entry.slots = ()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict, deque
 
 from fal_proxy.stores import SLOTS, RateState
 
@@ -48,6 +48,19 @@ class Window:
             self.newest, self._count = slot, 1
         self._total += 1
 
+    def admit(self, slot: int, limit: int) -> bool:
+        """Add one unless `limit` hits hold a place; say whether it was added. What `count` and `hit` do, in one call."""
+        if slot == self.newest:
+            if self._total >= limit:
+                return False
+            self._count += 1
+            self._total += 1
+            return True
+        if self.count(slot) >= limit:
+            return False
+        self.hit(slot)
+        return True
+
     def state(self, limit: int, window_seconds: int, now: float) -> RateState:
         """Return what is left of `limit`, and the seconds until one more place is free than now."""
         slot_seconds = window_seconds / SLOTS
@@ -77,3 +90,12 @@ class Window:
             window._count += count - 1
             window._total += count - 1
         return window
+
+
+def drop_idle(windows: OrderedDict[str, Window], slot: int, most: int) -> None:
+    """Drop up to `most` of the windows, least recently hit first, in which no hit holds a place any more."""
+    for _ in range(most):  # more than the new one that is the reason to look
+        key = next(iter(windows), None)
+        if key is None or windows[key].newest + SLOTS >= slot:
+            break
+        del windows[key]

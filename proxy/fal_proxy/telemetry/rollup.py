@@ -23,7 +23,6 @@ MOST_CALLERS = 10_000  # whose ids are known, so that something can be done abou
 NAME_CHARS = 200
 OTHER: Final = "(other)"
 NOBODY: Final = "(none)"  # refused before it was known, or settled without a request
-SETTLED: Final = "settled"  # the kind of a job that was settled without a request
 DIMENSIONS = ("plans", "endpoints", "callers")
 _MINUTE_SECONDS = 60
 _HOUR_SECONDS = 3600
@@ -102,7 +101,7 @@ class Rollup:
         shown = NOBODY if caller is None else shown_of(caller.id)
         if caller is not None:
             self._know(shown, caller)
-        requests = 0 if exchange.kind_shown == SETTLED else 1
+        requests = 0 if exchange.settled else 1
         admitted = exchange.decision == ADMITTED
         paid = requests if admitted and kind is not None and kind.traits.paid else 0
         refused = 0 if admitted else 1

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from fal_proxy.stores import RECORD_SECONDS, SLOTS, Outcome, Rate, RateState, Record
+from fal_proxy.stores import RECORD_SECONDS, Outcome, Rate, RateState, Record
 from fal_proxy.stores.holdings import Charged, Entry, Job, Name, Purse, Put, entry_put, flooder, record_fields
 from fal_proxy.stores.windows import Window, drop_idle
 

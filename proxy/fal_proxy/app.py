@@ -39,6 +39,7 @@ from fal_proxy.relay.http import Patience
 from fal_proxy.relay.inbound import Receive, Send
 from fal_proxy.relay.websocket import ServerExtension, Terms
 from fal_proxy.reply import Reply
+from fal_proxy.routes import DEAD_LETTERS, HEALTH, READY, RETRY
 from fal_proxy.settings import ENV_UPSTREAM, Settings, config_path
 from fal_proxy.settings import Realtime as RealtimeSettings
 from fal_proxy.storage import Storage
@@ -51,7 +52,7 @@ from fal_proxy.upstream.credentials import FalKey, FalKeys, fal_keys
 from fal_proxy.upstream.dial import Dialer, Route
 from fal_proxy.upstream.engine import Engine
 from fal_proxy.upstream.keys import KeyPool
-from fal_proxy.webhooks import Hub, dead_letters, open_hub
+from fal_proxy.webhooks import Hub, open_hub
 from fal_proxy.webhooks.dead_letters import DeadLetters
 
 
@@ -146,11 +147,11 @@ class App:
         reply = Reply(send)
         try:
             self._gateway.judge_host(request, reply)
-            if request.path not in (b"/healthz", b"/readyz"):
+            if request.path not in (HEALTH.raw, READY.raw):
                 raise Refusal("not_found", f"nothing is here; the proxy lives at {self._mount.decode()}")
             if request.method not in ("GET", "HEAD"):
                 raise Refusal("method_not_allowed", "this route takes GET", headers=((b"allow", b"GET, HEAD"),))
-            if request.path == b"/healthz":
+            if request.path == HEALTH.raw:
                 await reply.own(200, b'{"status":"alive"}')
             else:
                 await self._answer_ready(reply)
@@ -257,8 +258,8 @@ def create_app(
     admin = Admin(settings.admin.host, admin_token(environ, []), telemetry.metrics)
     if hub is not None:
         letters = DeadLetters(hub.mailbox)
-        admin.show(dead_letters.PATH, letters.view)
-        admin.act(dead_letters.PATH + b"/", b"/retry", letters.retry)
+        admin.show(DEAD_LETTERS.raw, letters.view)
+        admin.act(*RETRY.around, letters.retry)
     sockets = _realtime(settings.realtime, gateway, dialer)
     return App(gateway, sockets, hub, admin, settings.realtime.max_message_bytes)
 

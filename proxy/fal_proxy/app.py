@@ -47,6 +47,7 @@ from fal_proxy.stores import Store
 from fal_proxy.stores.mailbox import Mailbox
 from fal_proxy.stores.opening import JournalError, open_store
 from fal_proxy.telemetry import Telemetry
+from fal_proxy.telemetry.tracing import open_tracing
 from fal_proxy.uploads import Uploads
 from fal_proxy.upstream.credentials import FalKey, FalKeys, fal_keys
 from fal_proxy.upstream.dial import Dialer, Route
@@ -100,7 +101,7 @@ class App:
         if self._hub is not None:
             await self._hub.close()
         await self._gateway.gate.store.close()
-        self._gateway.telemetry.close()
+        await self._gateway.telemetry.close()
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = read_request(scope)
@@ -211,7 +212,7 @@ def create_app(
     dialer = Dialer(settings.upstream.connect_seconds)
     engine = Engine(dialer)
     keys = KeyPool(found.keys, found.file)
-    telemetry = Telemetry(settings.plans, engine, keys)
+    telemetry = Telemetry(settings.plans, engine, keys, open_tracing(settings, environ))
     key_guard = KeyGuard(telemetry.metrics.cut_for_key)
     keys.listen(key_guard.watch_for)
     route = Route(environ.get(ENV_UPSTREAM))

@@ -109,7 +109,7 @@ class Gateway:
 
         `on_departure` takes a function to call when the caller leaves, where the server can tell.
         """
-        exchange = self.telemetry.begin()
+        exchange = self.telemetry.begin(request)
         reply = Reply(send, exchange)
         try:
             accepted = self.judge_host(request, reply)

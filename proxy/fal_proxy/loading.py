@@ -25,6 +25,11 @@ class Finding(NamedTuple):
         return f"{self.level}: {self.path}: {self.message}"
 
 
+def says(description: str) -> msgspec.Meta:
+    """Return the sentence about a setting that help and documentation show."""
+    return msgspec.Meta(description=description)
+
+
 def read_file(path: Path, *, may_be_missing: bool, findings: list[Finding]) -> dict[str, Any]:
     """Return the file's tables, none if it cannot be read."""
     try:

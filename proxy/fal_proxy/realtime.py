@@ -52,7 +52,7 @@ class Realtime:
     async def handle(self, request: Request, receive: Receive, send: Send, server: ServerExtension) -> None:
         """Serve one WebSocket below the mount."""
         gateway = self.gateway
-        exchange = gateway.telemetry.begin()
+        exchange = gateway.telemetry.begin(request)
         reply = Reply(_before_handshake(send), exchange)
         await receive()  # websocket.connect
         try:
@@ -208,6 +208,8 @@ class Realtime:
         gateway = self.gateway
         origin, path_and_query = gateway.route.to(target.host, target.path_and_query)
         passed = [*fields.to_upstream_socket(request.headers), CLIENT_PROXY, key.field]
+
+        exchange.host, exchange.asked_seconds = target.host.decode("ascii"), exchange.elapsed_seconds
 
         def note_written() -> None:
             exchange.written = True

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from fal_proxy.loading import Finding, build, overlay, read_file
+from fal_proxy.loading import Finding, build, overlay, read_file, says
 
 DEFAULT_CONFIG = "fal-proxy.toml"
 KIB = 1024
@@ -33,11 +33,6 @@ ENV_SECRETS = (ENV_SECRET, ENV_HEADER_SECRET, ENV_ADMIN_TOKEN, ENV_WEBHOOK_SECRE
 FILE = "_FILE"  # a secret may stand in the file that this variable of its name names
 _ENV_RESERVED = frozenset([ENV_UPSTREAM, ENV_CONFIG, ENV_STATE, *ENV_SECRETS, *(name + FILE for name in ENV_SECRETS)])
 _HOST_NAME = re.compile(r"[a-z0-9._\-]+|[0-9a-f:.]+")  # the second: IPv6, without its brackets
-
-
-def says(description: str) -> msgspec.Meta:
-    """Return the sentence about a setting that help and documentation show."""
-    return msgspec.Meta(description=description)
 
 
 class _Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -256,6 +251,12 @@ class Admin(_Section, frozen=True):
     port: Annotated[int, says("its port; 0: off")] = 9090
 
 
+class Telemetry(_Section, frozen=True):
+    """`[telemetry]`: what others are told of each exchange, beside its line and the metrics."""
+
+    tracing: Annotated[bool, says("make spans, sent as `OTEL_*` says; needs `fal-proxy[tracing]`")] = False
+
+
 class Settings(_Section, frozen=True):
     """Everything one deployment decides. Build it with `Settings.load`, or by hand for an app of your own."""
 
@@ -276,6 +277,7 @@ class Settings(_Section, frozen=True):
     realtime: Realtime = Realtime()
     webhooks: Webhooks = Webhooks()
     admin: Admin = Admin()
+    telemetry: Telemetry = Telemetry()
 
     @classmethod
     def load(

@@ -86,6 +86,7 @@ DEFAULTS = {
     "inputs": [],
     "webhooks": {"allowed_hosts": [], "mode": "off"},
     "admin": {"host": "127.0.0.1", "port": 9090},
+    "telemetry": {"tracing": False},
     "total_budget": "",
     "prices": {},
     "state": {"url": "memory://", "on_failure": "deny", "ownership": "strict"},

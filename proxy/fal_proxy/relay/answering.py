@@ -86,6 +86,6 @@ async def answer(
         if shape is not None and (rest := shape.rest()):
             await pass_on(rest)
         raise Reset(error.detail) from error
-    exchange.whole = True
+    exchange.whole, exchange.answered_seconds = True, exchange.elapsed_seconds
     await books.ended()
     await pass_on(shape.rest() if shape is not None else b"", more=False)

@@ -116,7 +116,8 @@ async def relay(
             call, head = await _ask(engine, outgoing, upload, first, patience.until_head(kind), exchange)
             base = outgoing.queue_base if 200 <= head.status < 300 else None
             whole = await read_whole(call, head, kind, patience.body_idle_seconds, rewritten=base is not None)
-            exchange.whole = whole.ended
+            if whole.ended:
+                exchange.whole, exchange.answered_seconds = True, exchange.elapsed_seconds
             if outgoing.key is not None:
                 said = whole.body if whole.ended else b""
                 outgoing.key.answered(head.status, said, from_job=exchange.named, paid=kind.traits.paid)
@@ -245,6 +246,8 @@ async def _open(engine: Engine, outgoing: Outgoing, exchange: Exchange, *, fresh
     """Return a call, noting how long dialling took, whether it succeeded or not."""
     began = exchange.clock()
     exchange.reused = False
+    if exchange.asked_seconds is None:
+        exchange.host, exchange.asked_seconds = outgoing.target.host.decode("ascii"), began - exchange.started
     try:
         call = await engine.open(outgoing.origin, fresh=fresh)
         exchange.reused = call.reused

@@ -1,13 +1,14 @@
-"""What became of each exchange: one line and the metrics. Decides nothing, and sees only what an Exchange holds."""
+"""What became of each exchange: one line, the metrics and, if wanted, spans. Decides nothing, and sees only what an Exchange holds."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection
 
-from fal_proxy.exchange import Exchange
+from fal_proxy.exchange import Exchange, Request
 from fal_proxy.telemetry.access import AccessLog
 from fal_proxy.telemetry.metrics import Keys, Metrics, Upstream
+from fal_proxy.telemetry.tracing import Tracing
 
 
 class Telemetry:
@@ -18,17 +19,21 @@ class Telemetry:
         plans: Collection[str],
         upstream: Upstream,
         keys: Keys | None = None,
+        tracing: Tracing | None = None,
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.in_progress: set[Exchange] = set()
         self.metrics = Metrics(plans, upstream, self.in_progress, keys)
         self.access = AccessLog()
+        self._tracing = tracing
         self._clock = clock
 
-    def begin(self) -> Exchange:
-        """Return a new exchange, which `finish` must end."""
+    def begin(self, request: Request | None = None) -> Exchange:
+        """Return a new exchange, which `finish` must end; with tracing, the request carries its place on to fal."""
         exchange = Exchange(self._clock)
+        if self._tracing is not None and request is not None:
+            self._tracing.begin(exchange, request)
         self.in_progress.add(exchange)
         return exchange
 
@@ -38,7 +43,11 @@ class Telemetry:
         exchange.ended_seconds = exchange.elapsed_seconds
         self.metrics.count(exchange)
         self.access.write(exchange)
+        if exchange.trace is not None and self._tracing is not None:
+            self._tracing.finish(exchange)
 
-    def close(self) -> None:
-        """Let every line reach its reader."""
+    async def close(self) -> None:
+        """Let every line reach its reader, and spans their collector, for a bounded time."""
         self.access.flush()
+        if self._tracing is not None:
+            await self._tracing.close()

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from fal_proxy.check import examine
 from fal_proxy.environment import shared_secrets
 from fal_proxy.errors import Misconfigured
+from fal_proxy.exchange import Exchange, Request
 from fal_proxy.settings import Settings, Telemetry
+from fal_proxy.telemetry.spans import Spans
 from fal_proxy.telemetry.tracing import findings, open_tracing
 from support.commands import clean_environment
 from support.proxied import FAL_KEY, SIGNING_SECRET, open_settings
@@ -24,6 +30,9 @@ SAID = [
     ({"OTEL_TRACES_EXPORTER": "zipkin"}, ["error"], "an exporter that is not there"),
     ({"OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"}, ["error"], "a protocol that is not there"),
     ({"OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "http/json"}, ["error"], "nor this one"),
+    ({"OTEL_EXPORTER_OTLP_ENDPOINT": "https://collector.example:4318/x"}, [], "a collector"),
+    ({"OTEL_EXPORTER_OTLP_ENDPOINT": "collector:4318"}, ["error"], "which would be a scheme called collector"),
+    ({"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "http://collector:port/v1/traces"}, ["error"], "a port that is no number"),
     ({"OTEL_SDK_DISABLED": "true"}, ["warning"], "switched off where the setting cannot see it"),
     ({"OTEL_TRACES_EXPORTER": "none"}, ["warning"], "as above"),
 ]
@@ -35,6 +44,34 @@ def test_what_the_environment_says_is_judged(environ: dict[str, str], levels: li
     assert findings(Settings(), environ) == [], "nobody asked for spans"
     if levels == ["warning"]:
         assert open_tracing(TRACED, environ) is None
+
+
+JUNK = st.one_of(st.binary(max_size=80), st.from_regex(rb"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}.{0,3}"))
+
+
+@pytest.fixture(scope="module")
+def spans() -> Iterator[Spans]:
+    """What makes spans, with nowhere to send them: nothing ends here."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OTEL_BSP_SCHEDULE_DELAY", "3600000")
+        yield Spans("/api/fal/proxy")
+
+
+@given(parents=st.lists(JUNK, max_size=2), states=st.lists(st.binary(max_size=40), max_size=3), path=st.binary())
+@example(parents=[b"00-" + b"1" * 32 + b"-" + b"2" * 16 + b"-01"], states=[b"a=1", b"b=2"], path=b"/api/fal/proxy")
+def test_whatever_callers_send_fal_gets_one_well_formed_parent(
+    spans: Spans, parents: list[bytes], states: list[bytes], path: bytes
+) -> None:
+    carried = [(b"traceparent", value) for value in parents] + [(b"tracestate", value) for value in states]
+    arrived = Request("POST", path, None, [*carried, (b"accept", b"x")], "", "http")
+    spans.begin(Exchange(), arrived)
+    assert (b"accept", b"x") in arrived.headers
+    [parent] = [value for name, value in arrived.headers if name == b"traceparent"]
+    assert re.fullmatch(rb"00-[0-9a-f]{32}-[0-9a-f]{16}-0[01]", parent)
+    assert parent[36:52] not in b" ".join(parents), "the parent is our span, never the caller's"
+    passed = [value for name, value in arrived.headers if name == b"tracestate"]
+    assert len(passed) <= 1
+    assert all(re.fullmatch(rb"[ -~]*", value) for value in passed)
 
 
 def test_variables_that_contradict_each_other_refuse_the_start(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from fal_proxy.settings import Settings, Telemetry
 from fal_proxy.telemetry.spans import Spans
 from support.collector import CLIENT, SERVER, Collector
 from support.lines import Lines
-from support.peers import Peer, Serve
+from support.peers import PATIENCE, Peer, Serve
 from support.proxied import FAL_KEY_ID, FAL_KEY_SECRET, MOUNT, StartProxy
 from support.raw import raw_client, request
 from support.scripts import read_request
@@ -179,6 +180,48 @@ async def test_what_failed_is_told_where_it_failed(
         for call in calls
     ]
     assert told == ([] if client_says is None else [client_says]), why
+
+
+async def test_a_stream_that_fal_cuts_is_a_fault_of_both_spans(
+    serve: Serve, start: StartProxy, traced: Settings, collector: Collector
+) -> None:
+    async def script(peer: Peer) -> None:
+        await read_request(peer)
+        await peer.send(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ncontent-length: 100\r\n\r\ndata: 1\n\n")
+        await peer.delivered()
+        peer.close()
+
+    proxy = await start(serve(script), traced)
+    async with raw_client(proxy.port) as client:
+        await client.send(request("POST", RUN + "/stream", proxy.bearer | JSON, b"{}"))
+        assert not (await client.answer()).complete
+    server, call = await collector.exactly(2)
+    for span in (server, call):
+        assert (span.attributes["http.response.status_code"], span.attributes["error.type"], span.failed) == (
+            200,
+            "cut",
+            True,
+        )
+    assert server.attributes["fal_proxy.ending"] == "cut"
+
+
+async def test_a_caller_who_leaves_is_nobodys_fault(
+    serve: Serve, start: StartProxy, traced: Settings, collector: Collector
+) -> None:
+    asked = asyncio.Event()
+
+    async def script(peer: Peer) -> None:
+        await read_request(peer)
+        asked.set()
+        await peer.wait_gone()
+
+    proxy = await start(serve(script), traced)
+    async with raw_client(proxy.port) as client:
+        await client.send(request("POST", RUN, proxy.bearer | JSON, b"{}"))
+        await asyncio.wait_for(asked.wait(), PATIENCE)
+    for span in await collector.exactly(2):
+        assert "http.response.status_code" not in span.attributes
+        assert not span.failed
 
 
 async def test_no_span_holds_what_was_said(

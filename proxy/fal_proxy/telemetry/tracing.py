@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from importlib.util import find_spec
 from typing import Protocol
+from urllib.parse import urlsplit
 
 from fal_proxy.errors import Misconfigured
 from fal_proxy.exchange import Exchange, Request
@@ -18,6 +19,7 @@ PROTOCOLS = (
     ("OTEL_EXPORTER_OTLP_PROTOCOL", ("http/protobuf",)),
     ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", ("http/protobuf",)),
 )
+ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
 
 
 class Tracing(Protocol):
@@ -41,6 +43,11 @@ def findings(settings: Settings, environ: Mapping[str, str]) -> list[Finding]:
         Finding("error", name, f"is {environ[name]!r}; spans go by {' or '.join(known)} only")
         for name, known in (EXPORTERS, *PROTOCOLS)
         if environ.get(name) and environ[name] not in known
+    ]
+    found += [
+        Finding("error", name, "must be http:// or https:// and a host")
+        for name in ENDPOINTS
+        if not _is_url(environ.get(name))
     ]
     if not _is_installed():
         found.append(Finding("error", SETTING, "needs OpenTelemetry: pip install 'fal-proxy[tracing]'"))
@@ -67,6 +74,14 @@ def open_tracing(settings: Settings, environ: Mapping[str, str]) -> Tracing | No
 def _is_off(environ: Mapping[str, str]) -> bool:
     disabled = environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true"
     return disabled or environ.get(EXPORTERS[0]) == "none"
+
+
+def _is_url(text: str | None) -> bool:
+    try:
+        parts = urlsplit(text or "http://localhost")
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a port that is no number
+        return False
 
 
 def _is_installed() -> bool:

@@ -55,6 +55,7 @@ async def test_a_collector_that_never_answers_stops_nobody(
 
     async with collecting(answer=silence) as collector:
         name_collector(collector, monkeypatch)
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "3600")
         monkeypatch.setenv("OTEL_BSP_MAX_QUEUE_SIZE", "8")
         monkeypatch.setenv("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "4")
         proxy = await start(serve(*[Heads().script] * 60), traced)
@@ -95,6 +96,9 @@ async def test_the_operators_variables_name_the_service_and_the_fields_of_the_ex
 
 
 start_process = processes.start_process
+PATIENT = {
+    "OTEL_EXPORTER_OTLP_TIMEOUT": "3600"
+}  # in itself it would wait for an hour, and its library for half a minute
 TRACING = "[telemetry]\ntracing = true\n"
 
 
@@ -107,7 +111,7 @@ async def test_serve_ends_soon_although_its_collector_does_not_answer(serve: Ser
 
     async with collecting(answer=silence) as collector:
         upstream = f"http://127.0.0.1:{serve(Heads().script).port}"
-        proxy = await start_process(upstream, sections=TRACING, environ=exporting_to(collector))
+        proxy = await start_process(upstream, sections=TRACING, environ=exporting_to(collector) | PATIENT)
         assert await ask(proxy.port, proxy.bearer, JSON) == 200
         await collector.receiver.arrived(1)
         proxy.signal()

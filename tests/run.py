@@ -23,11 +23,14 @@ PROGRAMS = {
     "/usr/share/fonts/opentype/inter": "fonts-inter",
     "/usr/share/fonts/truetype/jetbrains-mono": "fonts-jetbrains-mono",
     "chromium": "chromium",
+    "caddy": "caddy",
     "curl": "curl",
+    "nginx": "nginx-light",
     "node": "nodejs",
     "npm": "npm",
     "redis-server": "redis-server",
     "slowhttptest": "slowhttptest",
+    "systemd-analyze": "systemd",
 }
 
 

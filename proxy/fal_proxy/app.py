@@ -17,6 +17,7 @@ from fal_proxy.admission.limits import compile_limits, parse_budget
 from fal_proxy.admission.rates import parse_rates
 from fal_proxy.admission.settler import Settler
 from fal_proxy.asgi import EXTENSION, Scope, asks_first, closing_instead, read_request
+from fal_proxy.authorize import Authorize
 from fal_proxy.callbacks import Callbacks
 from fal_proxy.direct import Direct
 from fal_proxy.environment import Secret, admin_token, captured, signing_secrets
@@ -28,16 +29,17 @@ from fal_proxy.identity.network import TrustedProxies
 from fal_proxy.identity.opening import open_identities
 from fal_proxy.identity.ticket import Tickets
 from fal_proxy.lifecycle import Lifecycle, Stage
+from fal_proxy.platform_api.price_list import open_price_list
 from fal_proxy.policy.inputs import InputRules
 from fal_proxy.policy.origin import Site
 from fal_proxy.policy.plans import compile_plan
 from fal_proxy.policy.pricing import Prices, charge_for
-from fal_proxy.realtime import Realtime
+from fal_proxy.realtime import Realtime, ServerExtension
 from fal_proxy.relay.answering import Reset
 from fal_proxy.relay.guard import KeyGuard
 from fal_proxy.relay.http import Patience
 from fal_proxy.relay.inbound import Receive, Send
-from fal_proxy.relay.websocket import ServerExtension, Terms
+from fal_proxy.relay.websocket import Terms
 from fal_proxy.reply import Reply
 from fal_proxy.routes import DEAD_LETTERS, HEALTH, READY, RETRY
 from fal_proxy.settings import ENV_UPSTREAM, Settings, config_path
@@ -60,7 +62,8 @@ from fal_proxy.webhooks.dead_letters import DeadLetters
 class App:
     """The ASGI application. Close it with its lifespan, or with `await close()`.
 
-    `admin` is another one, for a listener of its own; `metrics` is what it shows, `keys` what it calls fal with.
+    `admin` is another one, for a listener of its own; `metrics` is what it shows, `access` where its lines go, `keys` what it calls
+    fal with.
     """
 
     def __init__(
@@ -68,7 +71,7 @@ class App:
     ) -> None:
         self.admin = admin
         self.max_message_bytes = max_message_bytes  # of a WebSocket; the server bounds it
-        self.metrics = gateway.telemetry.metrics
+        self.metrics, self.access = gateway.telemetry.metrics, gateway.telemetry.access
         self.lifecycle = gateway.lifecycle
         self.keys = gateway.keys
         self._gateway = gateway
@@ -84,10 +87,10 @@ class App:
             self._settling = asyncio.get_running_loop().create_task(self._gateway.settler.run())
             if self._hub is not None:
                 self._hub.start()
-        if scope["type"] == "lifespan":
-            await self._lifespan(receive, send)
-        elif scope["type"] == "http":
+        if scope["type"] == "http":
             await self._http(scope, receive, send)
+        elif scope["type"] == "lifespan":
+            await self._lifespan(receive, send)
         else:
             await self._socket(scope, receive, send)
 
@@ -98,6 +101,7 @@ class App:
             await asyncio.wait([self._settling])
         self._gateway.engine.close()
         await self._gateway.identities.close()
+        await self._gateway.price_list.close()
         if self._hub is not None:
             await self._hub.close()
         await self._gateway.gate.store.close()
@@ -140,7 +144,7 @@ class App:
         if "websocket.http.response" not in (scope.get("extensions") or {}):
             send = closing_instead(send)
         own = (scope.get("extensions") or {}).get(EXTENSION, {})
-        server = ServerExtension(own.get("break_off"), own.get("on_departure"))
+        server = ServerExtension(own.get("socket"), own.get("on_departure"))
         await self._realtime.handle(read_request(scope), receive, send, server)
 
     async def _beside(self, request: Request, send: Send) -> None:
@@ -225,6 +229,8 @@ def create_app(
         network_factor=settings.identity.anonymous.network_factor,
         ownership=settings.state.ownership == "strict",
     )
+    price_list = open_price_list(settings, prices, folder, route, keys)
+    telemetry.metrics.prices = price_list.feed
     second, realtime = _usd_per_second(settings.realtime), settings.realtime
     gateway = Gateway(
         mount=settings.mount.encode(),
@@ -243,15 +249,18 @@ def create_app(
         max_body_bytes=settings.server.max_body_bytes,
         telemetry=telemetry,
         prices=prices,
+        price_list=price_list,
         gate=gate,
-        settler=Settler(store, engine, route, keys, charge_for, [ACCEPT_PLAIN, CLIENT_PROXY]),
+        settler=Settler(store, engine, route, keys, charge_for, [ACCEPT_PLAIN, CLIENT_PROXY], telemetry),
         guard=AddressGuard(),
         trusted_proxies=TrustedProxies(settings.server.trusted_proxies),
         lifecycle=Lifecycle(),
         uploads=Uploads.of(settings, site, route, signing),
         callbacks=Callbacks.of(settings, site, signing),
     )
-    Storage.of(settings.storage, gateway).open()
+    storage = Storage.of(settings.storage, gateway)
+    storage.open()
+    Authorize(storage).open()
     try:
         hub = open_hub(settings, gateway, dialer, environ, folder, mailbox)
     except JournalError as error:
@@ -267,7 +276,7 @@ def create_app(
 
 def _realtime(settings: RealtimeSettings, gateway: Gateway, dialer: Dialer) -> Realtime:
     rates = tuple((rate.limit, rate.window_seconds) for rate in parse_rates(settings.messages))
-    terms = Terms(rates, settings.session_seconds, settings.idle_seconds)
+    terms = Terms(rates, settings.max_message_bytes, settings.session_seconds, settings.idle_seconds)
     return Realtime(gateway, dialer, terms, _usd_per_second(settings))
 
 

@@ -7,7 +7,9 @@ and so is who may hear of the job. What comes there is `webhooks`' to judge.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+
+from msgspec.structs import replace
 
 from fal_proxy import routes
 from fal_proxy.environment import Secret

@@ -21,7 +21,8 @@ from fal_proxy.identity.findings import judge_sources, named_elsewhere
 from fal_proxy.identity.key import KeyFileError, KeyRecord, read
 from fal_proxy.identity.network import TrustedProxies
 from fal_proxy.loading import Finding
-from fal_proxy.policy import inputs, pricing, webhooks
+from fal_proxy.platform_api.findings import platform_findings
+from fal_proxy.policy import inputs, webhooks
 from fal_proxy.policy.endpoints import Globs
 from fal_proxy.policy.origin import Site
 from fal_proxy.policy.plans import compile_plan
@@ -94,6 +95,7 @@ def examine(
     _judge_secrets(report, environ)
     _judge_plans(report)
     _judge_money(report)
+    report.findings += platform_findings(report.settings, config_path(config, environ).parent, environ)
     _judge_realtime(report)
     _judge_storage(report)
     report.findings += [*webhooks.findings(report.settings, environ), *tracing.findings(report.settings, environ)]
@@ -182,8 +184,6 @@ def _judge_plans(report: Report) -> None:
 
 def _judge_money(report: Report) -> None:
     settings = report.settings
-    for fault in pricing.faults(settings.prices):
-        report.error("prices", fault)
     report.attempt("total_budget", lambda: parse_budget(settings.total_budget))
     for name, plan in settings.plans.items():
         for key in CLASSES:
@@ -194,8 +194,6 @@ def _judge_money(report: Report) -> None:
             report.error(f"plans.{name}.realtime_sessions", "must be zero or more")
         for amount in ("budget", "total_budget"):
             report.attempt(f"plans.{name}.{amount}", partial(parse_budget, getattr(plan, amount)))
-        if (plan.budget or plan.total_budget or settings.total_budget) and not settings.prices:
-            report.error("prices", f"plan {name!r} has a budget, which needs prices: [prices] with at least `default`")
     if settings.identity.anonymous.network_factor < 1:
         report.error("identity.anonymous.network_factor", "must be at least 1")
 

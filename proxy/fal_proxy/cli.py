@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import math
 import sys
 import tempfile
-from collections.abc import Callable
-from functools import wraps
 from pathlib import Path
 from types import ModuleType
-from typing import NoReturn, ParamSpec, TypeVar
+from typing import Any
 
 import click
 
@@ -25,18 +24,17 @@ from fal_proxy.environment import SECRET_VARIABLES, Secret, captured, secret_in_
 from fal_proxy.errors import Misconfigured
 from fal_proxy.hardening import forbid_core_dumps, forget_variables
 from fal_proxy.identity import key as user_keys
+from fal_proxy.platform_api import reconciliation
+from fal_proxy.platform_api.live import ask_fal
+from fal_proxy.refusing import EXIT_MISCONFIGURED, refusing
 from fal_proxy.server import ADMIN_CONNECTIONS, Drain, Listener, bind
 from fal_proxy.server import serve as run_server
 from fal_proxy.settings import Settings, config_path
-from fal_proxy.telemetry.access import LOGGER as ACCESS_LOGGER
 from fal_proxy.telemetry.lines import LineWriter
 from fal_proxy.telemetry.masking import SecretMask
-from fal_proxy.upstream.credentials import secret_half
+from fal_proxy.upstream.credentials import fal_keys, secret_half
 
-EXIT_MISCONFIGURED = 3
 _mask = SecretMask()  # on every handler of this process
-P = ParamSpec("P")
-R = TypeVar("R")
 
 
 def _finite(_: click.Context, option: click.Parameter, value: float) -> float:
@@ -56,29 +54,6 @@ _speed = click.option(
 _config = click.option("--config", type=click.Path(dir_okay=False), help="Settings file; default ./fal-proxy.toml.")
 
 
-def _refusing(command: Callable[P, R]) -> Callable[P, R]:
-    """Turn what cannot start into exit 3 with one line per finding."""
-
-    @wraps(command)
-    def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
-        try:
-            return command(*args, **kwargs)
-        except Misconfigured as error:
-            _stop(error.findings)
-        except user_keys.KeyFileError as error:
-            _stop([str(error)])
-        except OSError as error:
-            _stop([f"{error.filename or 'system'}: {error.strerror or error}"])
-
-    return wrapper
-
-
-def _stop(findings: list[str]) -> NoReturn:
-    for finding in findings:
-        click.echo(f"fal-proxy: {' '.join(finding.split())}", err=True)
-    sys.exit(EXIT_MISCONFIGURED)
-
-
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="fal-proxy")
 def main() -> None:
@@ -93,7 +68,7 @@ def main() -> None:
 @click.option("--host", help="Address to listen on.")
 @click.option("--port", type=click.IntRange(0, 65535), help="Port to listen on; 0 picks a free one.")
 @click.option("--reuse-port", is_flag=True, help="Share the port with other processes of the same user.")
-@_refusing
+@refusing
 def serve(config: str | None, host: str | None, port: int | None, reuse_port: bool) -> None:
     """Serve with file and environment as configured; refuses to start while anything is open by mistake."""
     environ = captured()
@@ -116,7 +91,7 @@ def serve(config: str | None, host: str | None, port: int | None, reuse_port: bo
         trusted_proxies=server.trusted_proxies,
     )
     admin = _admin_listener(report.settings, app)
-    lines = _access_lines()
+    lines = _access_lines(app)
 
     def announce() -> None:
         _announce(listener)
@@ -130,7 +105,7 @@ def serve(config: str | None, host: str | None, port: int | None, reuse_port: bo
 @main.command()
 @click.option("--port", type=click.IntRange(0, 65535), default=8080, show_default=True, help="0 picks a free one.")
 @_speed
-@_refusing
+@refusing
 def dev(port: int, speed: float) -> None:
     """Play: a page, the proxy and an offline fal on loopback, no key, no configuration, no network."""
     emulator = _emulator()
@@ -151,7 +126,7 @@ def dev(port: int, speed: float) -> None:
             max_message_bytes=playground.proxy.max_message_bytes,
             lifecycle=playground.proxy.lifecycle,
         )
-        lines = _access_lines()
+        lines = _access_lines(playground.proxy, playground.tokens)
 
         def announce() -> None:
             _announce(proxy)
@@ -173,7 +148,7 @@ def dev(port: int, speed: float) -> None:
     default="",
     help="'GLOB:KIND[=ARG][@P];…', KIND: status delay reset stall truncate nginx502 gzip; sockets: drop garbage oversized close; webhook_: late early twice disorder forged unknown expired rotated huge truncated.",
 )
-@_refusing
+@refusing
 def emulate(host: str, port: int, public_url: str | None, speed: float, seed: int | None, faults: str) -> None:
     """Serve an offline fal: every host below one port, /<host>/<path>."""
     emulator = _emulator()
@@ -191,21 +166,41 @@ def emulate(host: str, port: int, public_url: str | None, speed: float, seed: in
 @main.command()
 @_config
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-@_refusing
-def check(config: str | None, as_json: bool) -> None:
+@click.option("--live", is_flag=True, help="Ask fal too, with every key; costs nothing.")
+@refusing
+def check(config: str | None, as_json: bool, live: bool) -> None:
     """Judge file and environment: every finding, and who may do what. Exit 0 with warnings, 3 with errors."""
-    report = checks.examine(None, config, captured())
+    environ = captured()
+    report = checks.examine(None, config, environ)
+    _mask_environment(environ)
+    heard = asyncio.run(ask_fal(report.settings, environ)) if live else None
+    report.findings += heard.findings if heard else []
     if as_json:
         findings = [finding._asdict() for finding in report.findings]
-        click.echo(json.dumps({"findings": findings, "access": report.access}))
+        answers = {"live": heard.answers} if heard else {}
+        click.echo(json.dumps({"findings": findings, "access": report.access, **answers}))
     else:
         for finding in report.findings:
             click.echo(str(finding))
         for line in report.access:
             click.echo(f"access: {line}")
+        for line in heard.lines() if heard else ():
+            click.echo(f"live: {line}")
         if not report.findings:
             click.echo("nothing to say against it")
     sys.exit(EXIT_MISCONFIGURED if report.errors else 0)
+
+
+@main.command()
+@reconciliation.options
+@refusing
+def reconcile(**given: Any) -> None:
+    """Compare fal's bills with our access lines. Exit 0 when they agree, 1 when they differ, 3 when nobody can say."""
+    environ = captured()
+    forbid_core_dumps()
+    _mask_environment(environ)
+    forget_variables(SECRET_VARIABLES)
+    sys.exit(asyncio.run(reconciliation.run(environ, **given)))
 
 
 @main.group()
@@ -217,7 +212,7 @@ def keys() -> None:
 @click.argument("name")
 @click.option("--plan", default="default", show_default=True, help="The plan that the key's holder is on.")
 @_config
-@_refusing
+@refusing
 def add_key(name: str, plan: str, config: str | None) -> None:
     """Create a key for NAME and print it, this once and never again."""
     path, settings = _key_file(config)
@@ -230,7 +225,7 @@ def add_key(name: str, plan: str, config: str | None) -> None:
 
 @keys.command("list")
 @_config
-@_refusing
+@refusing
 def list_keys(config: str | None) -> None:
     """List names, plans and creation times."""
     for record in user_keys.read(_key_file(config)[0]):
@@ -240,7 +235,7 @@ def list_keys(config: str | None) -> None:
 @keys.command("revoke")
 @click.argument("name")
 @_config
-@_refusing
+@refusing
 def revoke_key(name: str, config: str | None) -> None:
     """Remove NAME's key; running proxies notice with the next request."""
     user_keys.revoke(_key_file(config)[0], name)
@@ -263,15 +258,17 @@ def _admin_listener(settings: Settings, app: App) -> Listener | None:
         raise Misconfigured([f"admin.port: {finding}" for finding in error.findings]) from error
 
 
-def _access_lines() -> LineWriter:
+def _access_lines(*apps: App) -> LineWriter:
     """Send access lines to stdout, and nowhere else; they wait until the first line of stdout is written."""
-    lines = LineWriter(sys.stdout)
-    lines.addFilter(_mask)
-    logger = logging.getLogger(ACCESS_LOGGER)
-    logger.addHandler(lines)
-    logger.setLevel(logging.INFO)
-    logger.propagate = False
+    lines = LineWriter(sys.stdout, masked=_mask.masked)
+    for app in apps:
+        app.access.outlet = lines
     return lines
+
+
+def _mask_environment(environ: dict[str, str]) -> None:
+    keys = [text for key in fal_keys(environ, []).keys for text in (key.secret.reveal(), secret_half(key.secret))]
+    _mask.learn([*keys, *(secret.reveal() for secret in shared_secrets(environ))])
 
 
 def _mask_secrets(app: App, others: list[Secret]) -> None:
@@ -291,7 +288,13 @@ def _emulator() -> ModuleType:
     try:
         from fal_proxy import emulator
     except ModuleNotFoundError as error:
-        raise Misconfigured([f"the emulator needs {error.name}: pip install 'fal-proxy[emulator]'"]) from error
+        if error.name != "PIL":
+            raise
+        raise Misconfigured(
+            [
+                "the emulator paints with Pillow, which is not installed here (the image leaves it out): pip install pillow"
+            ]
+        ) from error
     return emulator
 
 

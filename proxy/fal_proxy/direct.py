@@ -6,11 +6,12 @@ of `realtime.usd_per_second`, ahead. Dials nothing and settles nothing.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from fractions import Fraction
 from typing import NamedTuple
 
 import msgspec
+from msgspec.structs import replace
 
 from fal_proxy.admission.gate import Gate, unknown
 from fal_proxy.admission.leases import SESSION_APP, Lease, added, session_name, token_name

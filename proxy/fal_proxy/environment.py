@@ -26,10 +26,12 @@ from fal_proxy.settings import (
 )
 
 MIN_SECRET_BYTES = 16
+ENV_FAL_ADMIN_KEY = "FAL_ADMIN_KEY"  # reads bills; nothing is ever relayed with it
 WEBHOOK_PREFIX = "whsec_"
 # What may hold a secret, and is taken out of its environment by `serve`; the URL of Redis may hold a password.
 OTEL_SECRETS = ("OTEL_EXPORTER_OTLP_HEADERS", "OTEL_EXPORTER_OTLP_TRACES_HEADERS")  # OpenTelemetry's: `name=value,…`
-SECRET_VARIABLES = (*ENV_SECRETS, "FAL_KEY", "FAL_KEY_SECRET", ENV_STATE, "FAL_PROXY_STATE__URL", *OTEL_SECRETS)
+_OF_FAL = ("FAL_KEY", "FAL_KEY_SECRET", ENV_FAL_ADMIN_KEY)
+SECRET_VARIABLES = (*ENV_SECRETS, *_OF_FAL, ENV_STATE, "FAL_PROXY_STATE__URL", *OTEL_SECRETS)
 
 
 class Secret:
@@ -100,10 +102,16 @@ def admin_token(environ: Mapping[str, str], findings: list[Finding]) -> Secret |
     return Secret(value) if value else None
 
 
+def fal_admin_key(environ: Mapping[str, str], findings: list[Finding]) -> Secret | None:
+    """Return the key that may read fal's bills; None without one."""
+    value = _text(environ, ENV_FAL_ADMIN_KEY, findings)
+    return Secret(value) if value else None
+
+
 def shared_secrets(environ: Mapping[str, str]) -> list[Secret]:
     """Return all of these that are set, wherever they are used."""
     ignored: list[Finding] = []
-    single = [header_secret(environ, ignored), admin_token(environ, ignored)]
+    single = [header_secret(environ, ignored), admin_token(environ, ignored), fal_admin_key(environ, ignored)]
     # Without their prefix, so that half a secret is masked too.
     webhook = [Secret(each.reveal().removeprefix(WEBHOOK_PREFIX)) for each in webhook_secrets(environ, ignored)]
     exported = [pair.partition("=")[2].strip() for name in OTEL_SECRETS for pair in environ.get(name, "").split(",")]
@@ -127,10 +135,10 @@ def judge_file(path: Path, variable: str, findings: list[Finding]) -> None:
         findings.append(Finding("warning", variable, "others on this machine can read the file: chmod 600"))
 
 
-def fingerprint(path: Path) -> tuple[int, int, int] | None:
+def fingerprint(path: Path | str) -> tuple[int, int, int] | None:
     """Return what changes whenever a file does; None for what is no file, or not there."""
     try:
-        state = path.stat()
+        state = os.stat(path)  # noqa: PTH116 -- asked for every request, and Path.stat() takes twice as long
     except OSError:
         return None
     return (state.st_mtime_ns, state.st_size, state.st_ino) if stat.S_ISREG(state.st_mode) else None

@@ -13,7 +13,6 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import msgspec
 
@@ -32,6 +31,7 @@ from fal_proxy.identity import Identities
 from fal_proxy.identity.network import TrustedProxies
 from fal_proxy.identity.ticket import Tickets
 from fal_proxy.lifecycle import Lifecycle, Stage
+from fal_proxy.platform_api.price_list import PriceList
 from fal_proxy.policy import tokens
 from fal_proxy.policy.arrival import address, announced_bytes, is_preflight
 from fal_proxy.policy.inputs import Input, InputRules, carries_input, decode_input, encode_input, judge_shape
@@ -58,7 +58,7 @@ ACCEPT_PLAIN = (b"accept-encoding", b"identity")
 _log = logging.getLogger("fal_proxy")
 
 
-class Arrival(NamedTuple):
+class Arrival(msgspec.Struct, frozen=True):
     """A request for a route that judges its callers by itself: framing, Host and preflights are behind it."""
 
     request: Request
@@ -93,6 +93,7 @@ class Gateway:
     max_body_bytes: int
     telemetry: Telemetry
     prices: Prices
+    price_list: PriceList  # the same, with what fal itself says
     gate: Gate
     settler: Settler
     guard: AddressGuard
@@ -148,7 +149,8 @@ class Gateway:
 
     async def _relay(self, arrival: Arrival) -> None:
         """Go the whole way, from the caller to the books."""
-        request, receive, send, on_departure, reply, accepted, announced = arrival
+        request, receive, send, on_departure = arrival.request, arrival.receive, arrival.send, arrival.on_departure
+        reply, accepted, announced = arrival.reply, arrival.accepted, arrival.announced
         exchange = reply.exchange
         caller = await self.identities.identify(request)
         exchange.caller, reply.cookie = caller, caller.set_cookie
@@ -159,7 +161,7 @@ class Gateway:
             return
         addressed = address(request, self.mount)
         target = resolve(addressed.raw, request.method, plan.methods)
-        exchange.kind, exchange.endpoint_id = target.kind, target.endpoint_id
+        exchange.kind, exchange.endpoint_id, exchange.request_id = target.kind, target.endpoint_id, target.request_id
         judge_cross_site(caller, request, origin_accepted=accepted, header_form=addressed.header_form)
         realtime_mode, wma = self.realtime_mode, self.direct.wma
         permit(target, plan, storage_mode=self.uploads.mode, realtime_mode=realtime_mode, wma=wma)
@@ -283,7 +285,7 @@ class Gateway:
         if target.kind is Kind.UPLOAD_INITIATE:
             return await self.uploads.judge(target, inbound, outgoing), 0, ""
         counts = carries_input(target) and self.gate.has_budget(plan)
-        price = self.prices.price_of(target.endpoint_id) if counts else None
+        price = await self.price_list.price_of(target.endpoint_id) if counts else None
         if counts and price is None:
             raise Refusal("endpoint_denied", f"{target.endpoint_id} has no price here, and budgets need one ([prices])")
         given: Input = {}
@@ -295,7 +297,7 @@ class Gateway:
             outgoing = outgoing.rebuilt(encode_input(given))
         if price is None:
             return outgoing, 0, ""
-        return outgoing, reservation_microusd(price, given), str(price.usd)
+        return outgoing, reservation_microusd(price, given), price.text
 
     def _prepare(
         self, request: Request, target: Target, plan: CompiledPlan, announced: int | None, addressed: Addressed

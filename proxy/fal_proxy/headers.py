@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable
 from email.utils import formatdate
+from functools import lru_cache
 
 Headers = list[tuple[bytes, bytes]]
 
@@ -86,6 +87,9 @@ ALWAYS_DOWN: Headers = [
 # A file has a URL of its own, so that only the page's origin makes two answers of it.
 ALWAYS_DOWN_FILE: Headers = [(b"vary", b"origin"), *ALWAYS_DOWN[2:]]
 
+_CONNECTION = frozenset([b"connection", b"proxy-connection"])
+_NOTHING: frozenset[bytes] = frozenset()
+
 # Every script type of MIME Sniffing §4.6 holds one of the four; a page in parts may hold any document.
 _ACTIVE = ("html", "svg", "xsl", "javascript", "ecmascript", "jscript", "livescript", "text/css", "x-mixed-replace")
 
@@ -93,6 +97,7 @@ _PREFLIGHT_NAMES_MAX_BYTES = 4096
 _TOKEN = frozenset(b"!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ")
 
 
+UNITS_FIELD = b"x-fal-billable-units"
 _UNITS = re.compile(rb"[0-9]{1,12}(\.[0-9]{1,8})?")
 
 
@@ -103,25 +108,23 @@ def values(headers: Iterable[tuple[bytes, bytes]], name: bytes) -> list[bytes]:
 
 def nominated(headers: Iterable[tuple[bytes, bytes]]) -> frozenset[bytes]:
     """Return the names that the sender's Connection fields declare hop-by-hop (RFC 9110 §7.6.1)."""
-    return frozenset(
-        token.strip().lower()
-        for key, value in headers
-        if key in (b"connection", b"proxy-connection")
-        for token in value.split(b",")
-    )
+    lines = [value for key, value in headers if key in _CONNECTION]
+    return frozenset([token.strip().lower() for value in lines for token in value.split(b",")]) if lines else _NOTHING
 
 
 def to_upstream(headers: Headers, *, optional: Collection[bytes]) -> Headers:
     """Return the caller's fields that may travel up; connection-nominated ones are gone before anything is added."""
-    hop_by_hop = nominated(headers)
     passed: Headers = []
+    nominates = False
     for pair in headers:
-        name, value = pair
-        if (name in UP or name in optional) and name not in hop_by_hop:
-            if name == b"x-fal-queue-priority" and value not in (b"normal", b"low"):
+        name = pair[0]
+        if name in UP or name in optional:
+            if name == b"x-fal-queue-priority" and pair[1] not in (b"normal", b"low"):
                 continue
             passed.append(pair)
-    return passed
+        elif name in _CONNECTION:
+            nominates = True
+    return _without(passed, nominated(headers)) if nominates else passed
 
 
 def to_upstream_socket(headers: Headers) -> Headers:
@@ -142,18 +145,23 @@ def to_handshake(headers: Headers) -> Headers:
 
 def to_downstream(headers: Headers) -> Headers:
     """Return fal's fields that may travel down, without those that its Connection fields nominate."""
-    hop_by_hop = nominated(headers)
     passed: Headers = []
-    for name, value in headers:
-        if name in hop_by_hop or name in NEVER_DOWN or not (name in DOWN or name.startswith(b"x-fal-")):
-            continue
-        if name == b"content-type" and is_active(value):
+    nominates = False
+    for pair in headers:
+        name, value = pair
+        if not (name in DOWN or name.startswith(b"x-fal-")) or name in NEVER_DOWN:
+            nominates = nominates or name in _CONNECTION
+        elif name == b"content-type" and is_active(value):
             # Nothing of upstream's may run on the origin of the app that embeds us, in a tag of the app's own either.
             parameters = b"" if b"," in value else value[len(media_type(value)) :]
             passed.append((name, b"text/plain" + parameters))
         else:
-            passed.append((name, value))
-    return passed
+            passed.append(pair)
+    return _without(passed, nominated(headers)) if nominates else passed
+
+
+def _without(fields: Headers, names: frozenset[bytes]) -> Headers:
+    return [pair for pair in fields if pair[0] not in names]
 
 
 def media_type(content_type: bytes) -> bytes:
@@ -161,6 +169,7 @@ def media_type(content_type: bytes) -> bytes:
     return content_type.partition(b";")[0].rstrip()
 
 
+@lru_cache(maxsize=128)  # upstream says the same few over and over
 def is_active(content_type: bytes) -> bool:
     """Say whether a browser could run this type, as a document, a script, a worker or a style sheet, or find such in it.
 
@@ -170,9 +179,8 @@ def is_active(content_type: bytes) -> bool:
     return any(any(word in essence for word in _ACTIVE) or essence.endswith(("/xml", "+xml")) for essence in essences)
 
 
-def billable_units(headers: Headers) -> str | None:
-    """Return how many units fal billed, as fal wrote it; None unless one line holds a plain decimal number."""
-    lines = values(headers, b"x-fal-billable-units")
+def billable_units(lines: list[bytes]) -> str | None:
+    """Return how many units fal billed by these lines of UNITS_FIELD; None unless one line holds a plain number."""
     return lines[0].decode("ascii") if len(lines) == 1 and _UNITS.fullmatch(lines[0]) else None
 
 

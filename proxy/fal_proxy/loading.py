@@ -25,6 +25,10 @@ class Finding(NamedTuple):
         return f"{self.level}: {self.path}: {self.message}"
 
 
+class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A table of the settings; its fields are its keys."""
+
+
 def says(description: str) -> msgspec.Meta:
     """Return the sentence about a setting that help and documentation show."""
     return msgspec.Meta(description=description)

@@ -10,22 +10,20 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import urllib.parse
-from collections.abc import Callable
 from typing import Any, cast
 
 import httptools
 from uvicorn.config import Config
-from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from fal_proxy.asgi import EXTENSION
+from fal_proxy.downstream.cycle import Cycle
 from fal_proxy.downstream.deadlines import Deadlines, Overdue, Phase, Sweep
 from fal_proxy.downstream.faults import FRAMING, NOT_HTTP, TOO_LARGE, TOO_SLOW, Fault
-from fal_proxy.downstream.flow import Cycle, Flow, Outlet
-from fal_proxy.downstream.framing import FRAMING_FIELDS, MAX_HEAD_BYTES, BehindChunkedBody, Head
-from fal_proxy.downstream.heads import judge_framing, judge_head
+from fal_proxy.downstream.flow import Departure, Flow, Outlet
+from fal_proxy.downstream.framing import MAX_HEAD_BYTES, BehindChunkedBody, Head
+from fal_proxy.downstream.heads import describe, judge_framing, judge_head
 from fal_proxy.downstream.peers import Peers, Place
 from fal_proxy.downstream.websocket import SocketProtocol, take_over
 
@@ -50,15 +48,15 @@ class HttpProtocol(HttpToolsProtocol):
         self._peers, self._sweep = peers, sweep
         self._place: Place | None = None
         self._deadlines = Deadlines()
-        self._leaving: list[Callable[[], None]] = []
+        self._departure = Departure()
         self._held = bytearray()  # bytes behind a request that is not answered yet
         self._behind = False  # what is read now may be meant as more of a request before it
         self._answered_early = False  # the last request, before its body was whole
         self._head = Head()
         self._head_done = False
         self._message_done = True
-        self._framing: list[tuple[bytes, bytes]] = []
         self._left: int | None = 0  # of a body; None: chunked
+        self._skipped = False  # the parser has not seen all of the body
         self._overhead_bytes = 0  # of chunk framing since the last byte of the body, and of trailers
         self._fault: Fault | None = None
         self._overran = False  # the parser has begun a request that our cut does not know
@@ -84,9 +82,7 @@ class HttpProtocol(HttpToolsProtocol):
         self._refused = True
         self.flow.stop_looking()
         super().connection_lost(exc)
-        for leave in self._leaving:
-            leave()
-        self._leaving.clear()
+        self._departure.happen()
 
     def sweep(self, seconds: float) -> None:
         """Let time pass; called once a second."""
@@ -155,7 +151,18 @@ class HttpProtocol(HttpToolsProtocol):
                 if self._overhead_bytes > MAX_HEAD_BYTES:
                     self._refuse(TOO_LARGE)
             return b""
-        piece = data if len(data) <= self._left else data[: self._left]
+        if len(data) < self._left:  # and there is more to come: nothing in it is the parser's business
+            self._left -= len(data)
+            self._skipped = True
+            self.on_body(data)
+            return b""
+        piece = data if len(data) == self._left else data[: self._left]
+        if self._skipped:
+            self._skipped, self._left = False, 0
+            self.parser = httptools.HttpRequestParser(self)  # its own count is behind
+            self.on_body(piece)
+            self.on_message_complete()
+            return data[len(piece) :]
         self._left -= len(piece)
         if self._feed(piece) and self._message_done != (self._left == 0):
             self._refuse(FRAMING)
@@ -185,7 +192,6 @@ class HttpProtocol(HttpToolsProtocol):
         if self._message_done:
             self._overran = True
             raise BehindChunkedBody
-        self._framing.clear()
         self._overhead_bytes = 0
         super().on_message_begin()
 
@@ -194,12 +200,7 @@ class HttpProtocol(HttpToolsProtocol):
         if self._head_done:
             self._overhead_bytes += len(name) + len(value) + 4
             return
-        name = name.lower()
-        if name in FRAMING_FIELDS:
-            self._framing.append((name, value))
-        elif name == b"expect" and value.lower() == b"100-continue":
-            self.expect_100_continue = True
-        self.headers.append((name, value))
+        self.headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
         """Judge the head, tell the app what ASGI leaves out, and start it."""
@@ -209,33 +210,24 @@ class HttpProtocol(HttpToolsProtocol):
         if not self._head.begins_with(self.parser.get_method(), self.url, version.encode()):
             self._fault = NOT_HTTP
         if self._fault is None:
-            self._left, self._fault = judge_framing(version, self._framing)
+            self._left, self.expect_100_continue, self._fault = judge_framing(version, self.headers)
         if self._fault is not None or self.parser.should_upgrade():
             return
         scope = self.scope
-        scope["method"] = self.parser.get_method().decode("ascii")
-        scope["http_version"] = version
-        raw_path, _, scope["query_string"] = self.url.partition(b"#")[0].partition(b"?")
-        path = raw_path.decode("latin-1")
-        scope["path"] = urllib.parse.unquote(path) if "%" in path else path
-        scope["raw_path"] = raw_path
-        extension = {"raw_target": self.url, "reset": self.cut, "on_departure": self._leaving.append}
-        scope["extensions"] = {EXTENSION: cast("dict[object, object]", extension)}
+        describe(scope, self.parser.get_method(), self.url, version)
+        on_departure = self._departure.listen
+        own: dict[object, object] = {"raw_target": self.url, "reset": self.cut, "on_departure": on_departure}
+        scope["extensions"] = {EXTENSION: own}
         keep_alive = version == "1.1" and self.parser.should_keep_alive()
-        self.cycle = Cycle(
-            scope, self.transport, self.flow, self.expect_100_continue, keep_alive, self.on_response_complete
-        )
+        expects, done = self.expect_100_continue, self.on_response_complete
+        self.cycle = Cycle(scope, self.transport, self.flow, self.loop, expects, keep_alive, done)
         self._start_asgi_task(self.cycle, self.app)
 
     def on_body(self, body: bytes) -> None:
         """Pass body bytes on to the app."""
         self._deadlines.received += len(body)
-        cycle = self.cycle
-        if self._fault is None and not cycle.response_complete:
-            cycle.body += body
-            if len(cycle.body) > HIGH_WATER_LIMIT:
-                self.flow.pause_reading()
-            cycle.message_event.set()
+        if self._fault is None and not self.cycle.response_complete:
+            self.cycle.take(body)
 
     def on_message_complete(self) -> None:
         """End a request: from now on it is our turn."""
@@ -255,7 +247,7 @@ class HttpProtocol(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         """Let go of what the answered request registered, and turn to what waits behind it."""
         self.server_state.total_requests += 1
-        self._leaving.clear()
+        self._departure.forget()
         if self.transport.is_closing():
             return
         self.flow.release()
@@ -274,6 +266,7 @@ class HttpProtocol(HttpToolsProtocol):
         self.flow.stop_looking()
         self.connections.discard(self)
         place, self._place = self._place, None
+        del self.parser  # they hold each other, and garbage waits for its collector
         make = functools.partial(SocketProtocol, self.config, self.server_state, self.app_state, place=place)
         return take_over(make, self._outlet.transport, self.url, self.headers)
 
@@ -306,6 +299,8 @@ class HttpProtocol(HttpToolsProtocol):
     def cut(self) -> None:
         """Reset the connection, so that its caller takes no part for the whole."""
         self._refused = True
+        if (cycle := self._unanswered) is not None:
+            cycle.flush()
         self._outlet.reset()
         self._forsake()
 

@@ -13,6 +13,7 @@ import asyncio
 import logging
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Any, NamedTuple
 
 from fal_proxy import headers as fields
 from fal_proxy.admission.accounts import Account
@@ -28,16 +29,26 @@ from fal_proxy.policy.pricing import charge_for, per_seconds_microusd
 from fal_proxy.policy.target import resolve_socket
 from fal_proxy.relay import websocket as sessions
 from fal_proxy.relay.http import refusal_for
-from fal_proxy.relay.inbound import Message, Receive, Send
-from fal_proxy.relay.websocket import CallerSocket, ServerExtension, Terms, relay_socket, shortened
+from fal_proxy.relay.inbound import Message, OnDeparture, Receive, Send
+from fal_proxy.relay.messages import MessageSide
+from fal_proxy.relay.websocket import CallerSide, Session, Terms
 from fal_proxy.reply import Reply
+from fal_proxy.sockets.frames import shortened
 from fal_proxy.upstream.dial import Dialer
+from fal_proxy.upstream.handshake import Denied, Opened, open_socket
 from fal_proxy.upstream.keys import Key
-from fal_proxy.upstream.websocket import Denied, Socket, open_socket
+from fal_proxy.upstream.websocket import Socket
 
 TOKEN_PARAMETER = b"fal_jwt_token"
 SWITCHED = 101
 _log = logging.getLogger("fal_proxy")
+
+
+class ServerExtension(NamedTuple):
+    """What our own server can do beyond ASGI: hand over the socket itself, tell of a departure behind unread bytes."""
+
+    socket: CallerSide | None = None
+    on_departure: OnDeparture | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,92 +166,114 @@ class Realtime:
         reply: Reply,
         server: ServerExtension,
     ) -> None:
-        """Dial, switch protocols on both sides, and carry the session."""
+        """Open both sides, and carry the session."""
         gateway, exchange = self.gateway, reply.exchange
-        gone, stopped = asyncio.Event(), asyncio.Event()
-        if server.on_departure is not None:
-            server.on_departure(gone.set)
-        resume = gateway.lifecycle.on_draining(stopped.set)
-        upstream: Socket | None = None
+        upstream = await self._open(request, target, ticket, key, amount, send, reply, server)
+        if upstream is None:
+            return
+
+        async def lease() -> None:
+            await gateway.gate.lease(caller, caller.plan, amount)
+            if amount:
+                exchange.cost_microusd = (exchange.cost_microusd or 0) + amount
+
+        side = server.socket or MessageSide(receive, send)
+        session = Session(side, upstream, self.terms, exchange, gateway.key_guard, lease)
+        resume = gateway.lifecycle.on_draining(session.drain)
         try:
-            upstream = await self._dial(request, target, key, exchange, reply, gone, stopped)
-            if upstream is None:
-                return
-            self._judge_fields(upstream.headers)
+            if gateway.lifecycle.draining:
+                session.drain()
+            await session.run()
+        except BaseException:
+            upstream.abort()
+            raise
+        finally:
+            resume()
+            if isinstance(side, MessageSide):
+                await side.stop()
+
+    async def _open(
+        self,
+        request: Request,
+        target: Target,
+        ticket: Ticket | None,
+        key: Key,
+        amount: int,
+        send: Send,
+        reply: Reply,
+        server: ServerExtension,
+    ) -> Socket | None:
+        """Dial and switch protocols on both sides; return fal's end.
+
+        None when fal has answered otherwise, which then went down as it came. Raises ClientGone for a caller who has left.
+        """
+        gateway, exchange = self.gateway, reply.exchange
+        found = await self._dial(request, target, key, exchange, server)
+        exchange.first_byte_seconds = exchange.elapsed_seconds
+        if isinstance(found, Denied):
+            exchange.upstream_status, exchange.whole = found.status, True
+            named = any(name == b"x-fal-request-id" for name, _ in found.headers)
+            key.answered(found.status, found.body, from_job=named, paid=True)
+            await self._answer(found, reply)
+            return None
+        exchange.upstream_status = SWITCHED
+        try:
+            self._judge_fields(found.headers)
             if ticket and not await gateway.gate.spend(ticket.id, self._remembered_seconds):
                 exchange.written = False  # for the account: who is refused by us pays nothing
                 raise _spent()
             exchange.status = SWITCHED
             exchange.cost_microusd = amount or None
             try:
-                await send({"type": "websocket.accept", "headers": fields.to_handshake(upstream.headers)})
+                await send({"type": "websocket.accept", "headers": fields.to_handshake(found.headers)})
             except OSError as error:  # what ASGI servers raise once the caller has left
                 raise ClientGone from error
-
-            async def lease() -> None:
-                await gateway.gate.lease(caller, caller.plan, amount)
-                if amount:
-                    exchange.cost_microusd = (exchange.cost_microusd or 0) + amount
-
-            end = CallerSocket(receive, send, server.break_off, gone)
-            await relay_socket(end, upstream, self.terms, exchange, gateway.key_guard, lease, stopped)
         except BaseException:
-            if upstream is not None:
-                upstream.abort()
+            found.socket.abort()
             raise
-        finally:
-            resume()
+        return found.socket
 
     async def _dial(
-        self,
-        request: Request,
-        target: Target,
-        key: Key,
-        exchange: Exchange,
-        reply: Reply,
-        gone: asyncio.Event,
-        stopped: asyncio.Event,
-    ) -> Socket | None:
-        """Return fal's end of the session, None when fal has answered otherwise, which then went down as it came.
-
-        Raises ClientGone for a caller who does not wait for it.
-        """
-        gateway = self.gateway
-        origin, path_and_query = gateway.route.to(target.host, target.path_and_query)
+        self, request: Request, target: Target, key: Key, exchange: Exchange, server: ServerExtension
+    ) -> Opened | Denied:
+        """Return fal's answer to the handshake. Raises ClientGone for a caller who does not wait for it."""
+        lifecycle = self.gateway.lifecycle
+        origin, path_and_query = self.gateway.route.to(target.host, target.path_and_query)
         passed = [*fields.to_upstream_socket(request.headers), CLIENT_PROXY, key.field]
 
-        exchange.host, exchange.asked_seconds = target.host.decode("ascii"), exchange.elapsed_seconds
+        if exchange.trace is not None:
+            exchange.host, exchange.asked_seconds = target.host.decode("ascii"), exchange.elapsed_seconds
 
         def note_written() -> None:
             exchange.written = True
 
+        interrupted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+        def interrupt() -> None:
+            if not interrupted.done():
+                interrupted.set_result(None)
+
+        if server.on_departure is not None:
+            server.on_departure(interrupt)
+        resume = lifecycle.on_draining(interrupt)
         dialling = asyncio.create_task(open_socket(self.dialer, origin, path_and_query, passed, note_written))
-        waits = [asyncio.create_task(event.wait()) for event in (gone, stopped)]
+        waits: list[asyncio.Future[Any]] = [dialling, interrupted]
         try:
-            await asyncio.wait([dialling, *waits], return_when=asyncio.FIRST_COMPLETED)
-            if gone.is_set():
-                raise ClientGone
-            if stopped.is_set():
-                exchange.written = False  # as above
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+            if interrupted.done():
+                if not lifecycle.draining:
+                    raise ClientGone
+                exchange.written = False  # for the account: who is refused by us pays nothing
                 raise draining()
-            found = dialling.result()
+            return dialling.result()
         except UpstreamError as error:
             raise refusal_for(error, Kind.REALTIME.traits) from error
         except BaseException:
             dialling.add_done_callback(_abort)
             raise
         finally:
-            for task in (dialling, *waits):
-                task.cancel()
-        exchange.first_byte_seconds = exchange.elapsed_seconds
-        if isinstance(found, Socket):
-            exchange.upstream_status = SWITCHED
-            return found
-        exchange.upstream_status, exchange.whole = found.status, True
-        named = any(name == b"x-fal-request-id" for name, _ in found.headers)
-        key.answered(found.status, found.body, from_job=named, paid=True)
-        await self._answer(found, reply)
-        return None
+            resume()
+            dialling.cancel()
 
     async def _answer(self, denied: Denied, reply: Reply) -> None:
         status, headers, body = denied
@@ -266,10 +299,10 @@ class Realtime:
         return self.gateway.tickets.seconds if self.gateway.tickets else 0
 
 
-def _abort(dialling: asyncio.Task[Socket | Denied]) -> None:
+def _abort(dialling: asyncio.Task[Opened | Denied]) -> None:
     """Let go of a socket that came to be when nobody waited for it any more."""
-    if not dialling.cancelled() and dialling.exception() is None and isinstance(socket := dialling.result(), Socket):
-        socket.abort()
+    if not dialling.cancelled() and dialling.exception() is None and isinstance(found := dialling.result(), Opened):
+        found.socket.abort()
 
 
 def _spent() -> Refusal:

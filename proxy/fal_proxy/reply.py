@@ -8,6 +8,8 @@ from fal_proxy.exchange import Exchange
 from fal_proxy.headers import Headers
 from fal_proxy.relay.inbound import Send
 
+_NO_PAGE = fields.cors(None, ours=True)
+
 
 class Reply:
     """The way down: what every answer carries, and whether its head has gone."""
@@ -15,7 +17,7 @@ class Reply:
     def __init__(self, send: Send, exchange: Exchange | None = None) -> None:
         self.send = send
         self.exchange = exchange or Exchange()  # beside the mount there is none, and nobody reads this one
-        self.cors = fields.cors(None, ours=True)
+        self.cors = _NO_PAGE
         self.cookie: bytes | None = None
         self.limits: tuple[tuple[bytes, bytes], ...] = ()
 

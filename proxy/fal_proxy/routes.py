@@ -44,6 +44,9 @@ CLIENT_TYPES = Served("mount", "GET, HEAD", "/client.d.ts", "its types")
 EVENTS = Served("mount", "GET", "/events", "server-sent events about the ends of the caller's jobs")
 UPLOADS = Served("mount", "PUT, POST", "/uploads/{capability}", "the bytes of an upload whose URL we handed out")
 WEBHOOKS = Served("mount", "POST", "/webhooks/{capability}", "what fal is told to call")
+AUTHORIZE = Served(
+    "mount", "GET", "/authorize", "for nginx' `auth_request`: may it fetch this file of fal's CDN by itself?"
+)
 HEALTH = Served("root", "GET, HEAD", "/healthz", "200 while the process lives")
 READY = Served("root", "GET, HEAD", "/readyz", "200, or 503 with reasons: no usable key, no store, the end is near")
 OVERVIEW = Served("admin", "GET, HEAD", "/", "version, requests in progress, the routes")
@@ -60,6 +63,7 @@ ROUTES = (
     EVENTS,
     UPLOADS,
     WEBHOOKS,
+    AUTHORIZE,
     HEALTH,
     READY,
     OVERVIEW,

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import gc
 import socket
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
@@ -31,6 +32,7 @@ BACKLOG = 2048
 ADMIN_CONNECTIONS = 64
 SETTLING_SECONDS = 1.0  # for what is cut or cancelled to settle
 _SHORTEST_LOOK_SECONDS, _LOOK_SECONDS = 0.001, 0.02
+_YOUNG_OBJECTS = 10_000  # more than before, let the collector look at them; Python's own 700 is a dozen requests
 MESSAGE_BYTES = 16 * 1024 * 1024
 
 
@@ -100,6 +102,10 @@ def serve(
     """
     raise_file_limit()
     keep_large_blocks_apart()
+    # What was made until now stays; and requests leave next to no cycles, so that looking for them can be rare.
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(_YOUNG_OBJECTS, *gc.get_threshold()[1:])
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(_serve(main, announce, beside, drain))
 

@@ -15,7 +15,14 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from fal_proxy.loading import Finding, build, overlay, read_file, says
+from fal_proxy.identity_settings import AnonymousSource as AnonymousSource
+from fal_proxy.identity_settings import ForwardSource as ForwardSource
+from fal_proxy.identity_settings import HeaderSource as HeaderSource
+from fal_proxy.identity_settings import Identity as Identity
+from fal_proxy.identity_settings import JwtSource as JwtSource
+from fal_proxy.identity_settings import KeySource as KeySource
+from fal_proxy.loading import Finding, Section, build, overlay, read_file
+from fal_proxy.loading import says as says
 
 DEFAULT_CONFIG = "fal-proxy.toml"
 KIB = 1024
@@ -35,11 +42,7 @@ _ENV_RESERVED = frozenset([ENV_UPSTREAM, ENV_CONFIG, ENV_STATE, *ENV_SECRETS, *(
 _HOST_NAME = re.compile(r"[a-z0-9._\-]+|[0-9a-f:.]+")  # the second: IPv6, without its brackets
 
 
-class _Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    pass
-
-
-class Server(_Section, frozen=True):
+class Server(Section, frozen=True):
     """`[server]`: where we listen and who may address us."""
 
     host: Annotated[str, says("address to listen on")] = "127.0.0.1"
@@ -56,7 +59,7 @@ class Server(_Section, frozen=True):
     ] = 0
 
 
-class Upstream(_Section, frozen=True):
+class Upstream(Section, frozen=True):
     """`[upstream]`: how long fal may take."""
 
     connect_seconds: Annotated[float, says("until a connection stands")] = 5
@@ -64,72 +67,13 @@ class Upstream(_Section, frozen=True):
     body_idle_seconds: Annotated[float, says("between two pieces of a body")] = 900
 
 
-class Cors(_Section, frozen=True):
+class Cors(Section, frozen=True):
     """`[cors]`: exact origins of pages beside our own."""
 
     origins: Annotated[tuple[str, ...], says("exact origins of pages beside our own")] = ()
 
 
-class KeySource(_Section, frozen=True):
-    """`[identity.key]`: user keys, hashed, in a file of their own."""
-
-    file: Annotated[str, says("user keys, hashed; relative to the settings file")] = "users.toml"
-
-
-class JwtSource(_Section, frozen=True):
-    """`[identity.jwt]`: tokens of an issuer that we trust, OpenID Connect or any other JWT."""
-
-    issuer: Annotated[str, says("`iss` of the tokens, exactly; https, or http on loopback")] = ""
-    audience: Annotated[str, says("what `aud` must be or contain, exactly")] = ""
-    jwks_url: Annotated[str, says("where the issuer's keys are; empty: discovered (OpenID Connect)")] = ""
-    algorithms: Annotated[tuple[str, ...], says("accepted signatures; RSA, ECDSA and EdDSA only")] = (
-        "RS256",
-        "ES256",
-        "EdDSA",
-    )
-    plan_claim: Annotated[str, says("the claim that names the caller's plan; without it: `default`")] = "plan"
-
-
-class ForwardSource(_Section, frozen=True):
-    """`[identity.forward]`: a service of yours that knows your sessions."""
-
-    url: Annotated[str, says('asked with GET: 200 and `{"id", "plan"?}` is a yes, 401 and 403 are a no')] = ""
-    headers: Annotated[tuple[str, ...], says("request fields it is shown; asked only if one is present")] = ("cookie",)
-    cache_seconds: Annotated[float, says("how long a yes is believed; a no: 1 s")] = 10
-
-
-class HeaderSource(_Section, frozen=True):
-    """`[identity.header]`: the name that your own reverse proxy found out."""
-
-    name: Annotated[str, says("the field that names the caller")] = "x-forwarded-user"
-    from_: Annotated[
-        tuple[str, ...], says("addresses or networks it is believed from: those of your reverse proxy")
-    ] = ()
-    secret_header: Annotated[str, says("a field that must equal `FAL_PROXY_HEADER_SECRET`; empty: none")] = ""
-
-
-class AnonymousSource(_Section, frozen=True):
-    """`[identity.anonymous]`: whoever shows no credential."""
-
-    plan: Annotated[str, says("the plan of anonymous callers")] = "default"
-    network_factor: Annotated[int, says("a network's own limits are this many times the plan's")] = 20
-
-
-class Identity(_Section, frozen=True):
-    """`[identity]`: who may call; nobody, until sources are listed."""
-
-    sources: Annotated[
-        tuple[Literal["key", "jwt", "forward", "header", "anonymous"], ...],
-        says("who may call, in order: `key`, `jwt`, `forward`, `header`, `anonymous`"),
-    ] = ()
-    key: KeySource = KeySource()
-    jwt: JwtSource = JwtSource()
-    forward: ForwardSource = ForwardSource()
-    header: HeaderSource = HeaderSource()
-    anonymous: AnonymousSource = AnonymousSource()
-
-
-class Plan(_Section, frozen=True):
+class Plan(Section, frozen=True):
     """`[plans.NAME]`: what a caller may do."""
 
     endpoints: Annotated[tuple[str, ...], says("globs of what may be run, streamed and submitted")] = ()
@@ -154,18 +98,22 @@ class Plan(_Section, frozen=True):
     total_budget: Annotated[str, says("what all callers of the plan may spend together")] = ""
 
 
-class InputRule(_Section, frozen=True):
+class InputRule(Section, frozen=True):
     """`[[inputs]]`: what may be asked of the endpoints that match; fields are top-level fields of the JSON input."""
 
     endpoint: Annotated[str, says("glob of the endpoints that this rule concerns; all that match apply, in order")] = ""
     reject: Annotated[tuple[str, ...], says("fields that a caller may not send (422)")] = ()
-    default: Annotated[dict[str, Any], says("values inserted when absent, before `clamp`")] = {}
-    clamp: Annotated[dict[str, tuple[int | float, int | float]], says("`[min, max]` of numbers; others are 422")] = {}
-    force: Annotated[dict[str, Any], says("values set whatever the caller sent")] = {}
+    default: Annotated[dict[str, Any], says("values inserted when absent, before `clamp`")] = msgspec.field(
+        default_factory=dict
+    )
+    clamp: Annotated[dict[str, tuple[int | float, int | float]], says("`[min, max]` of numbers; others are 422")] = (
+        msgspec.field(default_factory=dict)
+    )
+    force: Annotated[dict[str, Any], says("values set whatever the caller sent")] = msgspec.field(default_factory=dict)
     drop: Annotated[tuple[str, ...], says("fields removed")] = ()
 
 
-class Storage(_Section, frozen=True):
+class Storage(Section, frozen=True):
     """`[storage]`: uploads, and files of fal's CDN."""
 
     mode: Annotated[
@@ -193,7 +141,7 @@ class Storage(_Section, frozen=True):
     serve_files: Annotated[bool, says("relay reads of these hosts in the path form, never as a page")] = False
 
 
-class Realtime(_Section, frozen=True):
+class Realtime(Section, frozen=True):
     """`[realtime]`: sockets through the proxy."""
 
     mode: Annotated[
@@ -216,7 +164,7 @@ class Realtime(_Section, frozen=True):
     )
 
 
-class Webhooks(_Section, frozen=True):
+class Webhooks(Section, frozen=True):
     """`[webhooks]`: what fal calls when a job has ended."""
 
     allowed_hosts: Annotated[tuple[str, ...], says("hosts that a caller's own `fal_webhook` may name")] = ()
@@ -228,7 +176,23 @@ class Webhooks(_Section, frozen=True):
     ] = "off"
 
 
-class State(_Section, frozen=True):
+class PriceFeed(Section, frozen=True):
+    """`[price_feed]`: prices that fal itself names, where `prices` name none."""
+
+    mode: Annotated[
+        Literal["off", "fetch"],
+        says("`fetch`: under a budget, an endpoint that `prices` do not name costs what fal's price list says"),
+    ] = "off"
+    refresh_seconds: Annotated[
+        float, says("after so long a fetched price is asked for anew, while it still counts")
+    ] = 3600
+    max_age_seconds: Annotated[float, says("after so long it no longer counts: 503 until fal has been asked")] = 86400
+    file: Annotated[str, says("what keeps them over a restart; relative to the settings file; empty: nothing")] = (
+        "fal-prices.json"
+    )
+
+
+class State(Section, frozen=True):
     """`[state]`: what counts and remembers."""
 
     url: Annotated[
@@ -242,7 +206,7 @@ class State(_Section, frozen=True):
     ] = "strict"
 
 
-class Admin(_Section, frozen=True):
+class Admin(Section, frozen=True):
     """`[admin]`: the listener for whoever operates this."""
 
     host: Annotated[str, says("address of the listener for metrics; off loopback it needs `FAL_PROXY_ADMIN_TOKEN`")] = (
@@ -251,13 +215,13 @@ class Admin(_Section, frozen=True):
     port: Annotated[int, says("its port; 0: off")] = 9090
 
 
-class Telemetry(_Section, frozen=True):
+class Telemetry(Section, frozen=True):
     """`[telemetry]`: what others are told of each exchange, beside its line and the metrics."""
 
     tracing: Annotated[bool, says("make spans, sent as `OTEL_*` says; needs `fal-proxy[tracing]`")] = False
 
 
-class Settings(_Section, frozen=True):
+class Settings(Section, frozen=True):
     """Everything one deployment decides. Build it with `Settings.load`, or by hand for an app of your own."""
 
     mount: Annotated[str, says("the path that the proxy lives at")] = "/api/fal/proxy"
@@ -272,6 +236,7 @@ class Settings(_Section, frozen=True):
         dict[str, Any],
         says("USD per unit by endpoint glob, and `default`; or `{ usd, reserve_units, units_from }`"),
     ] = msgspec.field(default_factory=dict)
+    price_feed: PriceFeed = PriceFeed()
     state: State = State()
     storage: Storage = Storage()
     realtime: Realtime = Realtime()

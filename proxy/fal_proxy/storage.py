@@ -12,9 +12,11 @@ be repeated and a file still has its size; per process, because only numbers of 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import NamedTuple
 from urllib.parse import quote, unquote
+
+from msgspec.structs import replace
 
 from fal_proxy import headers as fields
 from fal_proxy.admission.uploaded import Uploaded
@@ -131,6 +133,16 @@ class Storage:
             await self._create(arrival, target)
         else:
             await self._part(arrival, target)
+
+    async def judge_read(self, arrival: Arrival) -> Target:
+        """Return the file that a request may read, judged as for `_read`. Raises Refusal for everything else."""
+        request, hosts = arrival.request, self.gateway.uploads.hosts
+        target = resolve_file(address(request, self.gateway.mount).raw, request.method, hosts)
+        arrival.reply.exchange.kind = target.kind
+        if target.kind is not Kind.FILE or not self.serve_files:
+            raise Refusal("mode_off", "this is no read of a file, or files are not relayed (storage.serve_files)")
+        await self._caller(arrival, reads=True)
+        return target
 
     async def _create(self, arrival: Arrival, target: Target) -> None:
         """Begin a file on the CDN: with its bytes, or with none and a promise of parts."""

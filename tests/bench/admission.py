@@ -1,6 +1,6 @@
 """What an admission costs in memory: CPU microseconds per admit and settle, and bytes of state per anonymous caller.
 
-`./run env PYTHONPATH=tests python tests/bench/admission.py`: rounds are interleaved, medians are printed.
+`./run env PYTHONPATH=tests python tests/bench/admission.py [CALLERS]`: rounds are interleaved, medians are printed.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import statistics
+import sys
 import time
 import tracemalloc
 
@@ -18,8 +19,8 @@ from fal_proxy.settings import Plan
 from fal_proxy.stores import Outcome
 from fal_proxy.stores.memory import MemoryStore
 
-CALLERS = 100_000
-CALLS = 20_000
+CALLERS = int(sys.argv[1]) if len(sys.argv) > 1 else 100_000
+CALLS = CALLERS // 5
 ROUNDS = 5
 PLAN = Plan(endpoints=("**",), submit="100000/minute; 1000000/day", budget="1000/day", total_budget="100000/day")
 RUN = Target(b"fal.run", b"/fal-ai/flux/dev", None, Kind.RUN, "fal-ai/flux/dev")

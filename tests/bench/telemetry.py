@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 import time
 from collections.abc import Callable
@@ -10,7 +9,6 @@ from pathlib import Path
 
 from fal_proxy.exchange import Caller, Exchange, Kind
 from fal_proxy.telemetry import Telemetry
-from fal_proxy.telemetry.access import LOGGER, AccessLog
 from fal_proxy.telemetry.lines import LineWriter
 
 ROUNDS = 50_000
@@ -38,17 +36,14 @@ def main() -> None:
     """Measure and print."""
     with Path("/dev/null").open("w") as nowhere:
         lines = LineWriter(nowhere, max_waiting=10 * ROUNDS)
-        logger = logging.getLogger(LOGGER)
-        logger.addHandler(lines)
-        logger.setLevel(logging.INFO)
-        logger.propagate = False
         lines.start()
         telemetry = Telemetry(["default"], Idle())
         exchange = Exchange()
         exchange.caller = Caller("key::ada", "key", "default", ambient=False)
         exchange.kind, exchange.plan, exchange.endpoint_id = Kind.RUN, "default", "fal-ai/flux/dev"
         exchange.status, exchange.first_byte_seconds, exchange.ended_seconds = 200, 0.5, 1.0
-        access = AccessLog()
+        access = telemetry.access
+        access.outlet = lines
         figures = {
             "an access line": microseconds(lambda: access.write(exchange)),
             "a metrics update": microseconds(lambda: telemetry.metrics.count(exchange)),

@@ -10,12 +10,12 @@ register("./http_imports.mjs", import.meta.url);
 const resultOf = (onResult, id, init) => new Promise((resolve) => onResult(id, resolve, init));
 
 /** Submit in a page, wait for the end without a poll, and ask for it again in the page's next life. */
-export async function inAPage({ url, origin, credentials, endpoint, input, init }) {
+export async function inAPage({ url, origin, credentials, endpoint, options, init }) {
   open({ origin });
   fal.config({ proxyUrl: { url, when: "always" }, credentials, fetch: globalThis.fetch }); // the page's, not Node's
   await fetch(`${url}/me`); // the visit that brings the cookie
   const { onResult } = await import(`${url}/client.js`);
-  const { request_id: id } = await fal.queue.submit(endpoint, { input });
+  const { request_id: id } = await fal.queue.submit(endpoint, options);
   const result = await resultOf(onResult, id, init);
   const again = await resultOf(onResult, id, init);
   const both = await Promise.all([resultOf(onResult, id, init), resultOf(onResult, id, init)]);

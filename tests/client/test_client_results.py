@@ -12,7 +12,7 @@ import pytest
 
 from support.documents import README
 from support.emulated import emulated
-from support.hub import Hub, hubbed
+from support.hub import APP_HOST, Hub, hubbed
 from support.node import Node
 from support.peers import Serve
 from support.proxied import MOUNT
@@ -23,6 +23,9 @@ async def hub(serve: Serve, tmp_path: Path) -> AsyncIterator[Hub]:
     """Return a proxy with the hub in front of the emulator."""
     async with emulated(speed=200) as fal, hubbed(serve, tmp_path, upstream=fal.url) as running:
         yield running
+
+
+HOOK = f"https://{APP_HOST}/hook?user=42&next=a%2Fb+c~d"
 
 
 async def play(node: Node, hub: Hub, scenario: str, **params: Any) -> Any:
@@ -38,13 +41,19 @@ async def test_a_page_learns_of_its_jobs_end_without_a_poll(anonymous: bool, nod
     caller = (
         {} if anonymous else {"credentials": hub.limited.proxy.user_key, "init": {"headers": hub.limited.proxy.bearer}}
     )
-    seen = await play(node, hub, "inAPage", endpoint="fal-ai/flux/dev", input={"prompt": "a pier"}, **caller)
+    options = {"input": {"prompt": "a pier"}, "webhookUrl": HOOK}
+    seen = await play(node, hub, "inAPage", endpoint="fal-ai/flux/dev", options=options, **caller)
     assert seen["result"]["request_id"] == seen["id"]
     assert (seen["result"]["status"], seen["result"]["endpoint_id"]) == ("OK", "fal-ai/flux/dev")
     assert seen["result"]["payload"]["images"]
     assert seen["same"], "also when it has ended long ago"
-    assert seen["asked"][:2] == ["GET /api/fal/proxy/me", "POST https://queue.fal.run/fal-ai/flux/dev"]
+    assert seen["asked"][0] == "GET /api/fal/proxy/me"
+    assert seen["asked"][1].startswith("POST https://queue.fal.run/fal-ai/flux/dev?fal_webhook=https%3A%2F%2F")
     assert set(seen["asked"][2:]) == {"GET /api/fal/proxy/events"}, "and nothing was polled"
+    running = hub.limited.proxy.app._hub
+    assert running is not None
+    [event] = await running.mailbox.since(frozenset(running.mailbox.state._by_owner), 0, 9)  # type: ignore[attr-defined]
+    assert event.forward_url == HOOK, "as the client wrote it"
 
 
 async def test_a_page_that_waits_is_told_as_soon_as_fal_tells(serve: Serve, tmp_path: Path, node: Node) -> None:

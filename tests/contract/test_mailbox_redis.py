@@ -119,7 +119,7 @@ async def test_long_absence_is_made_up_for_in_pages(
     redis.command("CLIENT", "KILL", "TYPE", "pubsub")
     await subscribers(redis, 0)
     for at in range(1100):
-        await other.file(f"job-{at}")
+        await other.file(f"job-{at}", f"owner-{at % 2}")  # none has more than is kept
     await post.told(told, 1100)
     assert [notice.request_id for notice in told] == [f"job-{at}" for at in range(1100)]
 

@@ -3,37 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 import ssl
 from collections.abc import Callable
 
 import pytest
 
 from fal_proxy.errors import ClientGone, ConnectError, ConnectTimeout, UpstreamCut
-from fal_proxy.upstream.dial import Address, Dialer, Origin, tls_context
 from fal_proxy.upstream.engine import Engine
-from support.certificates import server_context, stranger, trusting
-from support.peers import PATIENCE, Peer, Serve, Upstream, exchange, turns
+from support.certificates import server_context, stranger
+from support.dialled import NAME, dialer, origin
+from support.peers import PATIENCE, Peer, Serve, exchange, turns
 
-NAME = "fal.test"
 UNTIL_CLOSE = b"HTTP/1.1 200 OK\r\n\r\nto the end"
 
 MakeEngine = Callable[..., Engine]
-
-
-def dialer(upstream: Upstream, seconds: float = PATIENCE) -> Dialer:
-    """Return a dialer that trusts the tests' CA and finds every name at the upstream."""
-    address: Address = (socket.AF_INET, "127.0.0.1", upstream.port)
-
-    async def resolver(host: str, port: int) -> list[Address]:
-        return [address]
-
-    return Dialer(seconds, context=trusting(tls_context()), resolver=resolver)
-
-
-def origin(upstream: Upstream, host: str = NAME) -> Origin:
-    """Return the upstream under a name."""
-    return Origin("https", host, upstream.port, trusted=True)
 
 
 VERSIONS = pytest.mark.parametrize("tls12", [False, True], ids=["TLS1.3", "TLS1.2"])
@@ -163,7 +146,7 @@ async def test_an_end_without_close_notify_is_a_cut(
 
 
 @pytest.mark.parametrize("clean", [True, False], ids=["close_notify", "fin"])
-async def test_a_reader_that_lags_behind_still_reads_everything_before_the_end(
+async def test_a_reader_that_lags_behind_reads_everything_before_a_clean_end_and_sees_any_other(
     clean: bool, serve: Serve, make_engine: MakeEngine
 ) -> None:
     size = 8 << 20
@@ -182,16 +165,19 @@ async def test_a_reader_that_lags_behind_still_reads_everything_before_the_end(
     call.start(b"GET", b"/", [], length=0)
     await call.head(PATIENCE)
     total = 0
-    while total < size:
-        total += len(await call.read(PATIENCE))
-        await turns(5)
-    if clean:
+    try:
+        while total < size:
+            total += len(await call.read(PATIENCE))
+            await turns(5)
         assert await call.read(PATIENCE) == b""
+    except UpstreamCut:
+        assert not clean
+        # An end that TLS does not vouch for may come before what uvloop has not decrypted yet, on a busy machine.
+        assert total <= size
     else:
-        with pytest.raises(UpstreamCut):
-            await call.read(PATIENCE)
+        assert clean
+        assert total == size
     call.release()
-    assert total == size
 
 
 async def test_an_idle_tls_connection_that_upstream_closes_is_not_reused(serve: Serve, make_engine: MakeEngine) -> None:

@@ -33,8 +33,15 @@ def clean_environment(**variables: str) -> dict[str, str]:
 @contextlib.contextmanager
 def running(arguments: Sequence[str], folder: Path, environ: Mapping[str, str]) -> Iterator[Running]:
     """Run `fal-proxy ARGUMENTS` in `folder` until the block ends."""
+    with running_program([sys.executable, "-m", "fal_proxy", *arguments], folder, environ) as process:
+        yield process
+
+
+@contextlib.contextmanager
+def running_program(command: Sequence[str], folder: Path, environ: Mapping[str, str]) -> Iterator[Running]:
+    """Run a fal-proxy that is installed elsewhere, as `running` does."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "fal_proxy", *arguments],
+        command,
         cwd=folder,
         env=dict(environ),
         stdout=subprocess.PIPE,

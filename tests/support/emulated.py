@@ -90,6 +90,7 @@ async def emulated(
     late_refusals: bool = False,
     max_message_bytes: int = 16 * 1024 * 1024,
     api_keys: Collection[str] | None = None,
+    admin_keys: Collection[str] | None = None,
     clock: Callable[[], float] = time,
     public_url: str | None = None,
 ) -> AsyncIterator[Emulated]:
@@ -107,6 +108,7 @@ async def emulated(
             gzip=gzip,
             late_refusals=late_refusals,
             api_keys=api_keys,
+            admin_keys=admin_keys,
             clock=clock,
         )
         config = uvicorn.Config(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import ssl
 import struct
 from collections.abc import AsyncIterator
 from typing import NamedTuple
@@ -86,9 +87,11 @@ class RawClient:
 
 
 @contextlib.asynccontextmanager
-async def raw_client(port: int, local: str = "127.0.0.1") -> AsyncIterator[RawClient]:
-    """Connect to a port on loopback, from an address of it."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", port, local_addr=(local, 0))
+async def raw_client(
+    port: int, local: str = "127.0.0.1", secure: ssl.SSLContext | None = None
+) -> AsyncIterator[RawClient]:
+    """Connect to a port on loopback, from an address of it; with a context, speak TLS."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port, local_addr=(local, 0), ssl=secure)
     try:
         yield RawClient(reader, writer)
     finally:

@@ -38,6 +38,8 @@ TEXT = README.read_text("utf-8")
 PROSE = "\n".join(path.read_text("utf-8") for path in DOCUMENTS)
 NO_SETTINGS = {"server.address", "storage.googleapis.com"}  # an attribute of spans, a host
 OF_CLIENTS = {"FAL_RUN_HOST", "FAL_QUEUE_RUN_HOST"}  # variables that fal's own clients read
+# Those that deploy/compose.yaml and deploy/Caddyfile read, and never we.
+OF_DEPLOY = {f"FAL_PROXY_{name}" for name in ("HOST", "HTTP_PORT", "PORT", "REPLICAS", "SITE")}
 # Paths in code that are fal's, or pieces of one; every other is a route of ours.
 OF_FAL = {
     b"/status",
@@ -230,7 +232,7 @@ def test_every_variable_in_code_is_documented() -> None:
 
 def test_every_variable_that_prose_names_is_read() -> None:
     deployed = [path.read_text("utf-8") for path in (ROOT / "deploy").iterdir() if path.is_file()]
-    named = set(re.findall(r"\bFAL_[A-Z_]*[A-Z]\b", "\n".join([PROSE, *deployed]))) - OF_CLIENTS
+    named = set(re.findall(r"\bFAL_[A-Z_]*[A-Z]\b", "\n".join([PROSE, *deployed]))) - OF_CLIENTS - OF_DEPLOY
     unknown = named - variables() - {f"{name}_FILE" for name in variables()}
     findings: list[Finding] = []
     overlay(Settings, {}, dict.fromkeys(unknown, "1"), (), findings)

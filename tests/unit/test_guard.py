@@ -164,8 +164,13 @@ def test_key_is_found_deep_inside_a_large_chunk_and_in_a_head(name: str, encode:
     with pytest.raises(UpstreamInvalid) as caught:
         guard.judge_fields([(b"content-type", b"text/plain"), (b"x-fal-echo", b"Key " + text)])
     assert FAL_KEY_SECRET not in str(caught.value)
+    for body in (b"", b"{}", b"\0", b"{}" * 5000, b"\0" * 5000):  # a NUL ends the search for escapes in the body alone
+        with pytest.raises(UpstreamInvalid):
+            guard.judge_fields([(b"x-fal-echo", text)], body)
     with pytest.raises(UpstreamInvalid):
-        guard.judge(b"{}", text)
+        guard.judge_fields([(b"content-type", b"text/plain")], padding[:100] + text)
+    with pytest.raises(UpstreamInvalid):
+        guard.judge(text)
 
 
 def test_raw_key_is_found_among_compressed_bytes() -> None:

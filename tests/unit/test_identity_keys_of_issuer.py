@@ -163,7 +163,7 @@ async def test_discovered_address_must_be_https_or_loopback(uri: object, make: M
 
 
 async def test_slow_issuer_is_given_up_and_asked_again_later(make: Make, issuer: Issuer, clock: Clock) -> None:
-    keys = make(seconds=0.05)
+    keys = make(seconds=0.5)
     issuer.service.gate.clear()
     for _ in range(20):
         with pytest.raises(Refusal, match="cannot be fetched"):

@@ -126,9 +126,8 @@ def test_longer_secrets_are_masked_before_what_they_contain() -> None:
 def test_access_lines_are_masked() -> None:
     stream, mask = io.StringIO(), SecretMask()
     mask.learn([FAL_KEY_SECRET])
-    lines = LineWriter(stream)
-    lines.addFilter(mask)
+    lines = LineWriter(stream, masked=mask.masked)
     lines.start()
-    lines.handle(logging.makeLogRecord({"msg": '{"reason": "' + FAL_KEY_SECRET + '"}'}))
+    lines.put('{"reason": "' + FAL_KEY_SECRET + '"}')
     lines.flush()
     assert stream.getvalue() == '{"reason": "' + MASK + '"}\n'

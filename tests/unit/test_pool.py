@@ -9,7 +9,7 @@ class Idle:
     """A connection as the pool knows it."""
 
     def __init__(self, *, usable: bool = True) -> None:
-        self.usable = usable
+        self.open = self.usable = usable
         self.closed = 0
 
     def close(self) -> None:
@@ -113,7 +113,7 @@ def test_dead_connections_give_their_room_back() -> None:
     connections = [Idle(), Idle()]
     for connection in connections:
         pool.put("a", connection)
-        connection.usable = False
+        connection.open = False
     pool.expire()
     assert len(pool) == 0
     pool.put("a", Idle())

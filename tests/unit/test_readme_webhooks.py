@@ -41,15 +41,19 @@ def ours(
 
 
 OTHER = "whsec_" + base64.b64encode(b"another secret, long enough").decode()
-OURS = [
-    (ours(), True, "as it is sent"),
-    (ours(secrets=(WEBHOOK_SECRET, OTHER)), True, "during a rotation"),
-    (ours(secrets=(OTHER,)), False, "another secret"),
-    (ours(body=b"{}"), False, "another body"),
-    (ours(at=-3600), False, "an hour old"),
-    (ours(webhook_id="msg_2"), False, "another id"),
-    (ours(webhook_signature="v1,AAAA v1a,x"), False, "nonsense"),
-]
+
+
+def deliveries() -> list[tuple[dict[str, Any], bool, str]]:
+    """Return deliveries signed just now, whether each is good, and why: a gate may collect them minutes before."""
+    return [
+        (ours(), True, "as it is sent"),
+        (ours(secrets=(WEBHOOK_SECRET, OTHER)), True, "during a rotation"),
+        (ours(secrets=(OTHER,)), False, "another secret"),
+        (ours(body=b"{}"), False, "another body"),
+        (ours(at=-3600), False, "an hour old"),
+        (ours(webhook_id="msg_2"), False, "another id"),
+        (ours(webhook_signature="v1,AAAA v1a,x"), False, "nonsense"),
+    ]
 
 
 def test_what_the_readme_tells_a_server_to_write_knows_the_proxy_and_fal() -> None:
@@ -57,12 +61,13 @@ def test_what_the_readme_tells_a_server_to_write_knows_the_proxy_and_fal() -> No
         pytest.skip("node is not installed")
     section = README.read_text("utf-8").partition("### Webhooks\n")[2].partition("\n## ")[0]
     [source] = [each for each in re.findall(r"```js\n(.*?)```", section, re.DOTALL) if "isOfFal" in each]
+    told = deliveries()
     fals = [(vector, kind == "good") for kind in ("good", "forged") for vector in VECTORS[kind]]
-    asked = {"ofTheProxy": [row[0] for row in OURS], "ofFal": [row[0] for row in fals], "jwks": VECTORS["jwks"]}
+    asked = {"ofTheProxy": [row[0] for row in told], "ofFal": [row[0] for row in fals], "jwks": VECTORS["jwks"]}
     command = [node, "--input-type=module", "-e", source + ASK, json.dumps(asked)]
     done = subprocess.run(command, capture_output=True, check=True, timeout=60)
     said = json.loads(done.stdout)
-    assert [(seen, why) for seen, (_, _, why) in zip(said["ofTheProxy"], OURS, strict=True)] == [
-        row[1:] for row in OURS
+    assert [(seen, why) for seen, (_, _, why) in zip(said["ofTheProxy"], told, strict=True)] == [
+        row[1:] for row in told
     ]
     assert said["ofFal"] == [good for _, good in fals]

@@ -89,6 +89,7 @@ DEFAULTS = {
     "telemetry": {"tracing": False},
     "total_budget": "",
     "prices": {},
+    "price_feed": {"mode": "off", "refresh_seconds": 3600, "max_age_seconds": 86400, "file": "fal-prices.json"},
     "state": {"url": "memory://", "on_failure": "deny", "ownership": "strict"},
 }
 

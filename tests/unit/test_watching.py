@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from fal_proxy.telemetry.metrics import METRICS, label_values
 from support.documents import README
@@ -36,13 +37,10 @@ def shown() -> Iterator[tuple[str, str]]:
 
 
 def rules() -> dict[str, str]:
-    """Return the expression of each alert; read line by line, as no library here reads YAML."""
-    text = re.sub(r">-\n\s+", "", ALERTS.read_text("utf-8"))
-    found: dict[str, str] = {}
-    for alert, rest in re.findall(r"- alert: (\w+)\n(.*?)(?=\n\n|\Z)", text, re.DOTALL):
-        [expression] = re.findall(r"^ {8}expr: (.*?)(?=\n {8}\w)", rest, re.MULTILINE | re.DOTALL)
-        found[alert] = " ".join(expression.split())
-    assert len(found) == ALERTS.read_text("utf-8").count("- alert: ")
+    """Return the expression of each alert."""
+    [group] = yaml.safe_load(ALERTS.read_text("utf-8"))["groups"]
+    found = {str(rule["alert"]): str(rule["expr"]) for rule in group["rules"]}
+    assert len(found) == len(group["rules"])
     return found
 
 

@@ -51,6 +51,7 @@ def test_serve_leaves_no_secret_in_its_environment_and_dumps_no_core(tmp_path: P
         "FAL_PROXY_ADMIN_TOKEN": TOKEN.replace(" ", "-"),
         "FAL_PROXY_HEADER_SECRET": HEADER_SECRET,
         "FAL_PROXY_STATE": "memory://state",
+        "FAL_ADMIN_KEY": "adadadad-0000-4000-8000-00000000feed:" + "ad" * 16,
     }
     with serving(tmp_path, **secrets) as proxy:
         about = Path(f"/proc/{proxy.process.pid}")
@@ -71,6 +72,7 @@ def test_every_secret_may_come_from_a_file(tmp_path: Path) -> None:
         ("FAL_PROXY_SECRET", SIGNING_SECRET + "\n"),
         ("FAL_PROXY_ADMIN_TOKEN", "a-token-of-many-characters\n"),
         ("FAL_PROXY_HEADER_SECRET", HEADER_SECRET + "\n"),
+        ("FAL_ADMIN_KEY", "adadadad-0000-4000-8000-00000000feed:" + "ad" * 16 + "\n"),
     ):
         (tmp_path / name).write_text(text)
         (tmp_path / name).chmod(0o600)

@@ -74,6 +74,23 @@ async def test_a_session_whose_task_is_killed_frees_everything(run: StartStage, 
     assert line["ending"] == "cut"
 
 
+async def test_a_fault_before_the_handshake_is_answered_is_a_500_and_the_end(
+    run: StartStage, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    on = await run()
+
+    def fault(_: object) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr("fal_proxy.app.read_request", fault)
+    async with raw_client(on.proxy.port) as client:
+        await client.send(handshake(APP, on.ada))
+        answer = await client.answer()
+        assert (answer.status, answer.body) == (500, b"")
+        assert await client.reader.read() == b""
+    assert "a bug" in caplog.text
+
+
 class Count:
     """What a session could leave behind."""
 

@@ -125,7 +125,6 @@ async def test_a_flood_of_pings_ends_the_socket_with_1008(start: StartStage) -> 
 
 async def test_a_caller_who_never_reads_is_cut(start: StartStage, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fal_proxy.downstream.websocket.PING_SECONDS", 0.2)
-    monkeypatch.setattr("fal_proxy.downstream.websocket.PONG_SECONDS", 0.2)
     on = await start()
     async with opened(on.proxy, on.ada) as caller:
         caller.client.writer.transport.pause_reading()  # type: ignore[attr-defined]
@@ -141,7 +140,7 @@ async def test_a_caller_who_reads_nothing_of_an_ending_is_let_go(
     start: StartStage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("fal_proxy.downstream.websocket.LINGER_SECONDS", 0.3)
-    monkeypatch.setattr("fal_proxy.relay.websocket.CLOSE_SECONDS", 0.3)
+    monkeypatch.setattr("fal_proxy.downstream.websocket.CLOSE_SECONDS", 0.3)
     monkeypatch.setattr("fal_proxy.upstream.websocket.CLOSE_SECONDS", 0.3)
     on = await start(realtime=Realtime(session_seconds=1))
     async with opened(on.proxy, on.ada) as caller:

@@ -130,7 +130,7 @@ async def test_a_fal_that_cannot_be_reached_is_502_and_costs_nothing(start: Star
 async def test_a_fal_that_does_not_answer_in_time_is_an_unknown_outcome(
     start: StartStage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fal_proxy.upstream.websocket.HANDSHAKE_SECONDS", 0.2)
+    monkeypatch.setattr("fal_proxy.upstream.handshake.HANDSHAKE_SECONDS", 0.2)
     on = await start(wide(realtime_sessions=5, budget="10.00/day"), silent, realtime=Realtime(usd_per_second=0.01))
     refused(await on.refused(on.ada), 500, "upstream_outcome_unknown")
     assert await on.limited.money(on.ada) == (600_000, 0)

@@ -7,7 +7,8 @@ the request id goes down.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+
+import msgspec
 
 from fal_proxy.admission import ledger
 from fal_proxy.admission.gate import Grant
@@ -20,8 +21,7 @@ _PASSED_BYTES = 1024 * 1024
 Charge = Callable[[str, str], int]  # from the price of the day and fal's units to micro-dollars
 
 
-@dataclass(slots=True)
-class Account:
+class Account(msgspec.Struct, eq=False):
     """The books of one admitted exchange; `close` settles it, whatever became of it."""
 
     store: Store
@@ -34,7 +34,7 @@ class Account:
     _recorded: bool = False
     _closed: bool = False
     _passed: bytes = b""
-    _events: StatusEvents = field(default_factory=StatusEvents)
+    _events: StatusEvents | None = None  # of a status stream
 
     async def answered(self, status: int, body: bytes) -> None:
         """Take an answer that was read whole. Raises UpstreamInvalid when a job's owner could not be recorded."""
@@ -50,6 +50,7 @@ class Account:
         if status is None or not 200 <= status < 300:
             return
         if self.target.kind is Kind.STATUS_STREAM:
+            self._events = self._events or StatusEvents()
             if self._events.feed(data):
                 await self._completed()
         elif len(self._passed) + len(data) <= _PASSED_BYTES:
@@ -88,6 +89,7 @@ class Account:
         submitted = read_submitted(body, self.target.endpoint_id)
         if submitted is None:
             return  # nobody can ask about this job, so there is nothing to own: it stays charged as reserved
+        self.exchange.request_id = submitted.request_id
         apps = tuple(dict.fromkeys([app_of(self.target.endpoint_id), submitted.app]))
         path = f"/{submitted.app}/requests/{submitted.request_id}"
         owners = self.caller.owners

@@ -6,8 +6,6 @@ with `x-fal-billable-units` on the head of a run, a stream or a known result; th
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import msgspec
 
 from fal_proxy.exchange import Kind
@@ -16,8 +14,7 @@ from fal_proxy.stores import Outcome
 CANCELLED = 499  # fal's status for a job that its caller cancelled; it may have been billed
 
 
-@dataclass(slots=True)
-class Ending:
+class Ending(msgspec.Struct, gc=False):
     """The facts of an exchange's end."""
 
     written: bool = False  # a request byte was written upstream

@@ -13,8 +13,9 @@ from fal_proxy.admission import ledger
 from fal_proxy.admission.accounts import Charge
 from fal_proxy.admission.jobs import is_completed
 from fal_proxy.errors import Refusal, StoreUnavailable, UpstreamError
-from fal_proxy.headers import Headers, billable_units, values
+from fal_proxy.headers import UNITS_FIELD, Headers, billable_units
 from fal_proxy.stores import Outcome, Record, Store
+from fal_proxy.telemetry import Telemetry
 from fal_proxy.upstream.answer import Head
 from fal_proxy.upstream.dial import Route
 from fal_proxy.upstream.engine import Engine
@@ -35,15 +36,23 @@ class Settler:
     """One per process; `run` until cancelled."""
 
     def __init__(
-        self, store: Store, engine: Engine, route: Route, keys: KeyPool, charge: Charge, mark: Headers
+        self,
+        store: Store,
+        engine: Engine,
+        route: Route,
+        keys: KeyPool,
+        charge: Charge,
+        mark: Headers,
+        telemetry: Telemetry | None = None,
     ) -> None:
-        """Take `mark`: the fields that say who we are."""
+        """Take `mark`: the fields that say who we are. `telemetry` is told of every settlement."""
         self._store = store
         self._engine = engine
         self._route = route
         self._keys = keys
         self._charge = charge
         self._mark = mark
+        self._telemetry = telemetry
         self._open: set[str] = set()
         self._renewed = 0.0
         self._held: dict[str, str] = {}  # entries by id, and the lease that each ends with
@@ -104,22 +113,33 @@ class Settler:
         try:
             key = self._keys.of_job(record.key_id)
             head, body, whole = await self._get(record.path.encode() + b"/status", key, keep=True)
-            named = bool(values(head.headers, b"x-fal-request-id"))
+            named = bool(head.lines(b"x-fal-request-id"))
             key.answered(head.status, body if whole else b"", from_job=named, paid=False)
             if not 200 <= head.status < 300 or not is_completed(body):
                 return
             await self._store.completed(record.request_id)
             head, _, whole = await self._get(record.path.encode(), key, keep=False)
-            units = billable_units(head.headers)
+            units = billable_units(head.lines(UNITS_FIELD))
             ending = ledger.Ending(written=True, status=head.status, whole=whole, billed=units is not None)
-            named = bool(values(head.headers, b"x-fal-request-id"))
+            named = bool(head.lines(b"x-fal-request-id"))
             outcome = ledger.of_result(ending, completed=True, has_request_id=named)
             if outcome is not None:
                 billed = outcome is Outcome.BILLED and record.price and units
                 amount = self._charge(record.price, units) if billed and units else 0
-                await self._store.settle(record.entry_id, outcome, amount)
+                changed = await self._store.settle(record.entry_id, outcome, amount)
+                self._tell(record, head.status, units, changed)
         except (UpstreamError, StoreUnavailable, Refusal):  # a Refusal: no key is usable
             pass  # its next turn comes
+
+    def _tell(self, record: Record, status: int, units: str | None, changed_microusd: int) -> None:
+        """Leave a line: without it nobody could add up what callers were charged."""
+        if self._telemetry is None:
+            return
+        exchange = self._telemetry.begin()
+        exchange.settled, exchange.request_id, exchange.endpoint_id = True, record.request_id, record.apps[0]
+        exchange.status, exchange.units = status, units
+        exchange.cost_microusd = changed_microusd if record.price else None
+        self._telemetry.finish(exchange)
 
     async def _get(self, path: bytes, key: Key, *, keep: bool) -> tuple[Head, bytes, bool]:
         """Return head, body (if kept) and whether the answer was whole. Raises UpstreamError before the head."""

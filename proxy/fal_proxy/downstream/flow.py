@@ -4,25 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import select
 import socket
 import struct
 from typing import TYPE_CHECKING
 
 from uvicorn.protocols.http.flow_control import FlowControl
-from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from uvicorn._types import ASGISendEvent, HTTPScope
-
 HANGUP_POLL_SECONDS = 0.05
 # Of an answer that is not read, at most the sum of both waits here.
 HIGH_WATER_BYTES = 124 * 1024
-PIECE_BYTES = 128 * 1024
-_log = logging.getLogger("uvicorn.error")
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER, zero seconds: close() sends RST
 
 
@@ -53,40 +47,22 @@ class Outlet:
         return getattr(self.transport, name)
 
 
-class Flow(FlowControl):
-    """Flow control that notices a caller who leaves behind bytes that are not read yet."""
+class Lookout:
+    """Look for a caller's hang-up while nothing is read, which would tell."""
+
+    __slots__ = ("_loop", "_timer", "_transport")
 
     def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
-        super().__init__(transport)
-        transport.set_write_buffer_limits(high=HIGH_WATER_BYTES)
+        self._transport = transport
         self._loop = loop
         self._timer: asyncio.TimerHandle | None = None
-        self._held = False
 
-    def hold(self) -> None:
-        """Read nothing until `release`, whoever asks: bytes wait behind a request that is not answered yet."""
-        self._held = True
-        self.pause_reading()
+    def start(self) -> None:
+        """Look from now on, and abort the connection when its caller has left."""
+        self._timer = self._loop.call_later(HANGUP_POLL_SECONDS, self._look)
 
-    def release(self) -> None:
-        """Read again."""
-        self._held = False
-        self.resume_reading()
-
-    def pause_reading(self) -> None:
-        """Stop reading, and look for a hang-up instead."""
-        if not self.read_paused and not self._transport.is_closing():
-            self._timer = self._loop.call_later(HANGUP_POLL_SECONDS, self._look)
-            super().pause_reading()
-
-    def resume_reading(self) -> None:
-        """Read again, unless bytes are held."""
-        if self.read_paused and not self._held and not self._transport.is_closing():
-            self.stop_looking()
-            super().resume_reading()
-
-    def stop_looking(self) -> None:
-        """End the look-out for a hang-up."""
+    def stop(self) -> None:
+        """Look no more."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -100,44 +76,66 @@ class Flow(FlowControl):
         if poll.poll(0):
             self._transport.abort()
         else:
-            self._timer = self._loop.call_later(HANGUP_POLL_SECONDS, self._look)
+            self.start()
 
 
-class Cycle(RequestResponseCycle):
-    """One request and its answer; a long piece of the answer goes in steps, each as the caller takes the one before."""
+class Departure:
+    """Tells those who work for a caller that it has left, once, and who comes too late at once."""
 
-    def __init__(
-        self,
-        scope: HTTPScope,
-        transport: asyncio.Transport,
-        flow: FlowControl,
-        expect_100_continue: bool,
-        keep_alive: bool,
-        on_response: Callable[[], None],
-    ) -> None:
-        super().__init__(
-            scope=scope,
-            transport=transport,
-            flow=flow,
-            logger=_log,
-            access_logger=_log,
-            access_log=False,
-            default_headers=[],
-            message_event=asyncio.Event(),
-            expect_100_continue=expect_100_continue,
-            keep_alive=keep_alive,
-            on_response=on_response,
-        )
+    __slots__ = ("_happened", "_listeners")
 
-    async def send(self, message: ASGISendEvent) -> None:
-        """Take one ASGI message."""
-        if message["type"] == "http.response.body":
-            body = message.get("body", b"")
-            if len(body) > PIECE_BYTES:
-                more = message.get("more_body", False)
-                for start in range(0, len(body), PIECE_BYTES):
-                    piece = body[start : start + PIECE_BYTES]
-                    last = start + PIECE_BYTES >= len(body)
-                    await super().send({"type": "http.response.body", "body": piece, "more_body": more or not last})
-                return
-        await super().send(message)
+    def __init__(self) -> None:
+        self._happened = False
+        self._listeners: list[Callable[[], None]] = []
+
+    def listen(self, listener: Callable[[], None]) -> None:
+        """Call `listener` when the caller has left."""
+        if self._happened:
+            listener()
+        else:
+            self._listeners.append(listener)
+
+    def happen(self) -> None:
+        """Tell everybody."""
+        self._happened = True
+        for listener in self._listeners:
+            listener()
+        self._listeners.clear()
+
+    def forget(self) -> None:
+        """Tell nobody who listened so far: their work is done."""
+        self._listeners.clear()
+
+
+class Flow(FlowControl):
+    """Flow control that notices a caller who leaves behind bytes that are not read yet."""
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(transport)
+        transport.set_write_buffer_limits(high=HIGH_WATER_BYTES)
+        self._lookout = Lookout(transport, loop)
+        self.stop_looking = self._lookout.stop
+        self._held = False
+
+    def hold(self) -> None:
+        """Read nothing until `release`, whoever asks: bytes wait behind a request that is not answered yet."""
+        self._held = True
+        self.pause_reading()
+
+    def release(self) -> None:
+        """Read again."""
+        self._held = False
+        if self.read_paused:
+            self.resume_reading()
+
+    def pause_reading(self) -> None:
+        """Stop reading, and look for a hang-up instead."""
+        if not self.read_paused and not self._transport.is_closing():
+            self._lookout.start()
+            super().pause_reading()
+
+    def resume_reading(self) -> None:
+        """Read again, unless bytes are held."""
+        if self.read_paused and not self._held and not self._transport.is_closing():
+            self._lookout.stop()
+            super().resume_reading()

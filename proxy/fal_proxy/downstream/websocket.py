@@ -1,50 +1,65 @@
-"""One caller's WebSocket: uvicorn's protocol on top of `websockets`, with what it leaves out.
+"""One caller's WebSocket, from the handshake that was read already to the end of the connection.
 
-Bytes are parsed a little at a time, and only as fast as the app takes messages and the caller takes answers; before the
-101 not at all. A message of many tiny fragments, a flood of pings, a caller that reads nothing and bytes that are not a
-WebSocket end the connection; a close frame without a code stays one. The app learns through
-`scope["extensions"]["fal_proxy"]` how to end without a close frame, and how to be told that the caller has left.
+The app judges the handshake as ASGI has it, and takes the socket itself from `scope["extensions"]["fal_proxy"]`: frames
+pass as they came, so nothing is received or sent as ASGI messages once it is open. Nothing is parsed before the 101. A
+message of many fragments, a flood of pings, a caller that reads nothing and bytes that are no WebSocket end the connection.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
-import urllib.parse
+import os
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
-from uvicorn._types import ASGISendEvent
 from uvicorn.config import Config
-from uvicorn.protocols.utils import ClientDisconnected
-from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+from uvicorn.protocols.utils import ClientDisconnected, get_local_addr, get_remote_addr, is_ssl
 from uvicorn.server import ServerState
-from websockets.datastructures import Headers
-from websockets.exceptions import InvalidState
-from websockets.frames import Frame
-from websockets.http11 import Request
-from websockets.protocol import Protocol
 
 from fal_proxy.asgi import EXTENSION
 from fal_proxy.downstream.faults import NO_HANDSHAKE
-from fal_proxy.downstream.flow import Flow, Outlet
+from fal_proxy.downstream.flow import HIGH_WATER_BYTES, Lookout
+from fal_proxy.downstream.handshake import Fields, accepted, denied, scope_of, switching
 from fal_proxy.downstream.peers import Place
+from fal_proxy.sockets.end import End
+from fal_proxy.sockets.frames import NO_FRAME, PING, Breach, FrameReader, Message
 
 MAX_FRAGMENTS = 1024  # of one message
 MAX_PINGS = 100  # in a second
-SLICE_BYTES = 4096  # read at once: frames can be as short as two bytes
-TURN_SECONDS = 0.002  # of parsing, before others have their turn
-PING_SECONDS = 20.0  # between two
-PONG_SECONDS = 20.0  # for the answer
+PING_SECONDS = 20.0  # between two of ours; so long they have to answer
+CLOSE_SECONDS = 10.0  # for a caller to take what stands before a close frame, and to answer it
+UNWANTED_BYTES = 1024 * 1024  # of messages meanwhile, beside one of the largest
 LINGER_SECONDS = 10.0  # for a caller to take what is left and end their side
 LINGER_BYTES = 32 * 1024 * 1024  # what may still come meanwhile; it is not looked at
-NO_CODE = 1005
-_log = logging.getLogger("fal_proxy.websocket.caller")
-_log.setLevel(logging.WARNING)  # uvicorn would log every URL, and with it a ticket
+_log = logging.getLogger("fal_proxy")
 
 
-class SocketProtocol(WebSocketsSansIOProtocol):
+class SocketProtocol(End, asyncio.Protocol):
     """One WebSocket of a caller. It takes over `place` and gives it back."""
+
+    __slots__ = (
+        "__weakref__",
+        "_app_state",
+        "_asked",
+        "_config",
+        "_denial",
+        "_finishing",
+        "_leaving",
+        "_lookout",
+        "_loop",
+        "_pings",
+        "_pings_since",
+        "_place",
+        "_server",
+        "_switch",
+        "_target",
+        "_timer",
+        "_unwanted_bytes",
+        "_writable",
+        "transport",
+    )
 
     def __init__(
         self,
@@ -55,245 +70,221 @@ class SocketProtocol(WebSocketsSansIOProtocol):
         place: Place | None,
         target: bytes,
     ) -> None:
-        super().__init__(config, server_state, app_state)
-        self.logger = self.conn.logger = _log
-        self.conn.debug = False
-        self.ping_interval, self.ping_timeout = PING_SECONDS, PONG_SECONDS
+        reader = FrameReader(masked=True, max_bytes=config.ws_max_size, max_fragments=MAX_FRAGMENTS)
+        super().__init__(reader, masks=False)
+        self._config = config
+        self._server = server_state
+        self._app_state = app_state
         self._place = place
         self._target = target
+        self._loop = asyncio.get_running_loop()
         self._leaving: list[Callable[[], None]] = []
-        self._unread = bytearray()  # received, and not parsed yet
-        self._turn: asyncio.Handle | None = None
-        self._behind_close_bytes = 0
-        self._fragments = 0
+        self._switch: Fields | None = None  # what the 101 says; None once it is answered
+        self._denial: tuple[int, Fields] | None = None
+        self._asked: bytes | None = None  # in a ping that was not answered yet
+        self._timer: asyncio.TimerHandle | None = None  # to the next ping, or to the end
+        self._writable: asyncio.Future[None] | None = None
         self._pings, self._pings_since = 0, 0.0
+        self._unwanted_bytes = 0
+        self._finishing = False
 
-    def connection_made(self, transport: Any) -> None:
-        """Begin, with little to wait for the caller."""
-        self._flow = Flow(transport, self.loop)
-        self._outlet = _SocketOutlet(transport, self.loop, self._read)
-        super().connection_made(cast("asyncio.Transport", self._outlet))
+    def begin(self, transport: asyncio.Transport, headers: Fields) -> None:
+        """Go on with a connection whose handshake was read: start the app, or say that this is no handshake."""
+        self.transport = transport
+        transport.set_write_buffer_limits(high=HIGH_WATER_BYTES)
+        self._write = transport.write
+        self._lookout = Lookout(transport, self._loop)
+        self._server.connections.add(self)  # type: ignore[arg-type] # a set of uvicorn's own kinds
+        self._switch = switching(headers)
+        if self._switch is None:
+            self._write(NO_HANDSHAKE.answer())
+            self._finish()
+            return
+        extension = {"raw_target": self._target, "on_departure": self._leaving.append, "socket": self}
+        scope = scope_of(
+            self._target,
+            headers,
+            {EXTENSION: extension},
+            asgi={"version": self._config.asgi_version, "spec_version": "2.4"},
+            scheme="wss" if is_ssl(transport) else "ws",
+            server=get_local_addr(transport),
+            client=get_remote_addr(transport),
+            root_path=self._config.root_path,
+            state=self._app_state.copy(),
+        )
+        task = self._loop.create_task(self.run_asgi(scope))
+        self._server.tasks.add(task)
+        task.add_done_callback(self._server.tasks.discard)
+
+    # asyncio.Protocol
+
+    def data_received(self, data: bytes) -> None:
+        """Keep what arrived, and read as much as is wanted."""
+        if not self._finishing:
+            self.on_bytes(data)
+            return
+        self._unwanted_bytes += len(data)
+        if self._unwanted_bytes > LINGER_BYTES:
+            self.transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """End: without a close frame before it, it is an abnormal one."""
-        self._flow.stop_looking()
-        self._outlet.lost()
-        self._unread.clear()
+        self.close_sent = self._finishing = True
+        self._lookout.stop()
+        if self._timer is not None:
+            self._timer.cancel()
         if self._place is not None:
             self._place.release()
-        if self.handshake_complete:
-            self.queue.put_nowait({"type": "websocket.disconnect", "code": 1006})
-        super().connection_lost(exc)
+        self._server.connections.discard(self)
+        self._reader.stop()
+        self._no_more = True
+        if self._listener is not None:
+            self._held = False
+            self._read()
+        self.resume_writing()
         for leave in self._leaving:
             leave()
         self._leaving.clear()
 
-    def begin(self, headers: list[tuple[bytes, bytes]]) -> None:
-        """Start with a handshake that was read already: what `websockets` would read of it is less than we allow."""
-        self.conn.parser = Protocol.parse(self.conn)
-        next(self.conn.parser)
-        fields = Headers([(name.decode("ascii"), value.decode("latin-1")) for name, value in headers])
-        self.handle_connect(Request("/", fields))
-
-    def data_received(self, data: bytes) -> None:
-        """Keep what arrived, and read as much as is wanted."""
-        if not self._outlet.is_closing():
-            self._unread += data
-            self._read()
-        elif self._outlet.discarded(len(data)) > LINGER_BYTES:
-            self.transport.abort()
+    def pause_writing(self) -> None:
+        """Learn that the caller is slower than we write."""
+        self._set_pace(True)
 
     def resume_writing(self) -> None:
-        """Go on: the caller reads again."""
-        super().resume_writing()
-        self._read()
+        """Learn that the caller has caught up."""
+        if self._writable is not None and not self._writable.done():
+            self._writable.set_result(None)
+        self._set_pace(False)
 
-    def _read(self) -> None:
-        """Parse a little at a time, so that no flood of tiny frames keeps others waiting."""
-        if self._turn is not None:
-            self._turn.cancel()
-            self._turn = None
-        ends = self.loop.time() + TURN_SECONDS
-        while self._unread and not self._waits:
-            if self.loop.time() >= ends:
-                self._turn = self.loop.call_soon(self._read)
-                break
-            data = bytes(self._unread[:SLICE_BYTES])
-            del self._unread[:SLICE_BYTES]
-            if self.close_sent:
-                self._behind_close_bytes += len(data)
-                if self._behind_close_bytes > self.config.ws_max_size + SLICE_BYTES:
-                    self.transport.abort()
-            super().data_received(data)
-        if self._outlet.is_closing():
-            self._unread.clear()
-            self._flow.resume_reading()
-        elif self._unread or self._waits:
-            self._flow.pause_reading()
+    # ASGI
+
+    async def run_asgi(self, scope: dict[str, Any]) -> None:
+        """Run the app, and end the connection if it has not."""
+        try:
+            await self._config.loaded_app(scope, self._receive, self._send)
+        except ClientDisconnected:
+            pass
+        except Exception:  # noqa: BLE001 -- whatever it is, the connection ends
+            _log.exception("fault of the app")
+        finally:
+            if not self.close_sent:
+                if self._switch is not None:
+                    self._write(denied(500, [], b""))
+                self._finish()
+
+    async def _receive(self) -> dict[str, Any]:
+        return {"type": "websocket.connect"}  # the rest comes by way of the extension
+
+    async def _send(self, message: dict[str, Any]) -> None:
+        if self.transport.is_closing():
+            raise ClientDisconnected
+        kind = message["type"]
+        if kind == "websocket.accept" and self._switch is not None:
+            self._write(accepted(self._switch, message["headers"]))
+            self._switch = None
+            self._after(PING_SECONDS, self._ask)
+        elif kind == "websocket.http.response.start" and self._switch is not None:
+            self._denial = message["status"], message["headers"]
+        elif kind == "websocket.http.response.body" and self._denial is not None:
+            self._write(denied(*self._denial, message["body"]))
+            self._denial = self._switch = None
+            self._finish()
+        elif kind == "websocket.close" and self._switch is None:
+            await self.close(message["code"], message["reason"])
         else:
-            self._flow.resume_reading()
+            raise RuntimeError(f"{kind} has no place here")
 
-    @property
-    def _waits(self) -> bool:
-        """Say whether nothing may be parsed: before the 101, behind a message that the app has, or answers unread."""
-        unwanted = not self.handshake_complete or self.read_paused or not self.writable.is_set()
-        return unwanted or self._outlet.is_closing()
+    # relay.websocket.CallerSide
 
-    def handle_connect(self, event: Request) -> None:
-        """Start the app, or say that this is no handshake."""
-        if self.conn.accept(event).status_code != 101:
-            self.handshake_complete = self.close_sent = True
-            self.transport.write(NO_HANDSHAKE.answer())
-            self.transport.close()
-            return
-        super().handle_connect(event)
-        raw_path, _, query = self._target.partition(b"#")[0].partition(b"?")
-        path = urllib.parse.unquote(raw_path.decode("latin-1"))
-        self.scope |= {"path": path, "raw_path": raw_path, "query_string": query}
-        extension = {
-            "raw_target": self._target,
-            "break_off": self._outlet.close,
-            "on_departure": self._leaving.append,
-            "close_without_code": True,
-        }
-        self.scope["extensions"] = {
-            **(self.scope["extensions"] or {}),
-            EXTENSION: cast("dict[object, object]", extension),
-        }
-
-    def handle_cont(self, event: Frame) -> None:
-        """Collect a fragment, of which there may be so many."""
-        self._fragments += 1
-        if self._fragments > MAX_FRAGMENTS:
-            self._fail(1008, "a message of so many fragments")
-            return
-        super().handle_cont(event)
-
-    def handle_ping(self) -> None:
-        """Answer a ping, of which there may be so many."""
-        now = self.loop.time()
-        if now - self._pings_since >= 1:
-            self._pings, self._pings_since = 0, now
-        self._pings += 1
-        if self._pings > MAX_PINGS:
-            self._fail(1008, "so many pings")
-            return
-        super().handle_ping()
-
-    def send_receive_event_to_app(self) -> None:
-        """Pass a whole message on; text must be text."""
-        self._fragments = 0
-        if self.curr_msg_data_type == "text":
-            try:
-                b"".join(self.frames).decode()
-            except UnicodeDecodeError:
-                self._fail(1007, "text that is not UTF-8")
+    async def close(self, code: int, reason: str) -> None:
+        """Send a close frame, none for NO_FRAME. Somebody who reads nothing is not waited for."""
+        self.listen(None)
+        if code != NO_FRAME and not self.close_sent:
+            if self.write_paused:
+                self._writable = self._loop.create_future()
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(CLOSE_SECONDS):
+                        await self._writable
+            if not self.write_paused and not self.close_sent:
+                self._close(code, reason)
+                self._after(CLOSE_SECONDS, self._finish)
                 return
-        super().send_receive_event_to_app()
-
-    def keepalive_timeout(self) -> None:
-        """End a caller who does not answer, be it that they read nothing: a close would wait for ever."""
-        if self.read_paused:  # it may be upstream that we wait for, and the answer may lie behind a message
-            self.pong_timer = self.pending_ping_payload = None
-            self.schedule_ping()
-            return
-        super().keepalive_timeout()
-        self.transport.abort()
+        self._finish()
 
     def shutdown(self) -> None:
         """Leave the end of the process to the app, which says so on every socket."""
         if self.close_sent:
-            super().shutdown()
+            self.transport.close()
 
-    async def send(self, message: ASGISendEvent) -> None:
-        """Send; a close without a code is possible here. Raises OSError once the socket is over."""
-        await self.writable.wait()
-        kind = message["type"]
-        if self.handshake_complete and self.close_sent and kind in ("websocket.send", "websocket.close"):
-            raise ClientDisconnected
-        if kind == "websocket.close" and message.get("code") == NO_CODE and self.handshake_complete:
-            if not self.transport.is_closing():
-                self._close_without_code()
-            return
-        await super().send(message)
-        if kind == "websocket.accept":
-            self._read()  # what came early
-        elif kind == "websocket.http.response.body" and not message.get("more_body"):
-            self.handshake_complete = True  # with another answer than 101; uvicorn would call it a fault of the app
+    # sockets.end.End
 
-    def _close_without_code(self) -> None:
-        try:
-            self.conn.send_close()
-        except InvalidState:
-            return
-        self.transport.write(b"".join(self.conn.data_to_send()))
-        self.close_sent = True
-        self.close_timer = self.loop.call_later(self.close_timeout, self.transport.close)
-        if self.read_paused:
-            self.read_paused = False
+    def _pause(self) -> None:
+        if not self.transport.is_closing():
+            self._lookout.start()
+            self.transport.pause_reading()
+
+    def _resume(self) -> None:
+        self._lookout.stop()
+        if not self.transport.is_closing():
             self.transport.resume_reading()
 
-    def _fail(self, code: int, reason: str) -> None:
-        self.frames = []
-        if not self.close_sent:
-            self.conn.fail(code, reason)
-            self.handle_parser_exception()
+    def _on_ping(self, data: bytes) -> None:
+        now = self._loop.time()
+        if now - self._pings_since >= 1:
+            self._pings, self._pings_since = 0, now
+        self._pings += 1
+        if self._pings > MAX_PINGS:
+            self._reader.stop()
+            self._break(Breach(1008, "so many pings"))
+        else:
+            super()._on_ping(data)
 
+    def _on_pong(self, data: bytes) -> None:
+        if data == self._asked:
+            self._asked = None
 
-class _SocketOutlet(Outlet):
-    """A transport that reads on when it closes, for a while: unread bytes would reset it, and the close frame be lost."""
+    def _on_unwanted(self, message: Message) -> None:
+        if self.close_sent:
+            self._unwanted_bytes += len(message.frame)
+            if self._unwanted_bytes > self._config.ws_max_size + UNWANTED_BYTES:
+                self.transport.abort()
 
-    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop, read: Callable[[], None]) -> None:
-        super().__init__(transport)
-        self._loop = loop
-        self._read = read
-        self._closing = False
-        self._discarded_bytes = 0
-        self._timer: asyncio.TimerHandle | None = None
-        self.close, self.is_closing = self._close, self._is_closing
+    def _on_close(self) -> None:
+        self._finish()
 
-    def write(self, data: bytes) -> None:
-        """Queue bytes, unless it closes."""
-        if not self.is_closing():
-            super().write(data)
+    def _on_breach(self) -> None:
+        self._finish()
 
-    def pause_reading(self) -> None:
-        """Do nothing: the protocol itself decides how fast to read."""
+    def _ask(self) -> None:
+        """Ask whether the caller is there; who has not answered the last time is not, be it that they read nothing."""
+        if self._asked is not None and not self._held:  # an answer may lie behind what nobody reads now
+            self.transport.abort()
+            return
+        self._asked = os.urandom(4)
+        self._control(PING, self._asked)
+        self._after(PING_SECONDS, self._ask)
 
-    def resume_reading(self) -> None:
-        """Read on."""
-        self._read()
+    def _finish(self) -> None:
+        """Close behind what was sent, and read on for a while: unread bytes would reset it, and the close frame be lost."""
+        self.close_sent = True
+        if not self._finishing and not self.transport.is_closing():
+            self._finishing = True
+            self._reader.stop()
+            self.transport.write_eof()
+            self._after(LINGER_SECONDS, self.transport.abort)
+            self.release()
 
-    def discarded(self, count: int) -> int:
-        """Count what comes behind the end; return how much it is."""
-        self._discarded_bytes += count
-        return self._discarded_bytes
-
-    def lost(self) -> None:
-        """Learn that the connection is gone."""
+    def _after(self, seconds: float, call: Callable[[], None]) -> None:
         if self._timer is not None:
             self._timer.cancel()
-
-    def _is_closing(self) -> bool:
-        return self._closing or self.transport.is_closing()
-
-    def _close(self) -> None:
-        if not self.is_closing():
-            self._closing = True
-            self.transport.write_eof()
-            self._timer = self._loop.call_later(LINGER_SECONDS, self.transport.abort)
-            self._read()
+        self._timer = self._loop.call_later(seconds, call)
 
 
 def take_over(
-    make: Callable[..., SocketProtocol],
-    transport: asyncio.Transport,
-    target: bytes,
-    headers: list[tuple[bytes, bytes]],
+    make: Callable[..., SocketProtocol], transport: asyncio.Transport, target: bytes, headers: Fields
 ) -> SocketProtocol:
     """Return the protocol that goes on with a connection whose handshake was read already."""
     successor = make(target=target)
-    successor.connection_made(transport)
     transport.set_protocol(successor)
-    successor.begin(headers)
+    successor.begin(transport, headers)
     return successor

@@ -28,12 +28,19 @@ _CREDENTIAL = re.compile(r"(?P<scheme>[A-Za-z]+) +(?P<value>[\x21-\x7e]+)")
 
 
 class Access:
-    """The gatekeeper of one emulator; `api_keys` None means that any well-formed key is good."""
+    """The gatekeeper of one emulator; `api_keys` None: any well-formed key is good, `admin_keys` None: and may do all."""
 
-    def __init__(self, rng: Random, clock: Callable[[], float], api_keys: Collection[str] | None) -> None:
+    def __init__(
+        self,
+        rng: Random,
+        clock: Callable[[], float],
+        api_keys: Collection[str] | None,
+        admin_keys: Collection[str] | None = None,
+    ) -> None:
         self._secret = rng.randbytes(32)
         self._clock = clock
-        self._keys = None if api_keys is None else frozenset(api_keys)
+        self._admins = None if admin_keys is None else frozenset(admin_keys)
+        self._keys = None if api_keys is None else frozenset(api_keys) | (self._admins or frozenset())
 
     def key(self, exchange: Exchange) -> Verdict:
         """Judge the Authorization header as fal.run, queue.fal.run and rest.fal.ai do."""
@@ -44,6 +51,12 @@ class Access:
         if scheme not in ("key", "bearer"):
             return "bad"
         return "ok" if self._keys is None or value in self._keys else "bad"
+
+    def admin(self, exchange: Exchange) -> Verdict:
+        """Judge the Authorization header where fal wants a key with admin scope."""
+        verdict = self.key(exchange)
+        _, value = credential(exchange.headers.get("authorization", ""))
+        return "forbidden" if verdict == "ok" and self._admins is not None and value not in self._admins else verdict
 
     def token(self, exchange: Exchange, address: Address) -> Verdict:
         """Judge ?fal_jwt_token=, which browsers send instead of a header."""

@@ -7,7 +7,7 @@ import asyncio
 import time
 from collections.abc import Callable, Collection, Sequence
 
-from . import answers, cors, delivery, inference, queue, rest
+from . import answers, cors, delivery, inference, platform_api, queue, rest
 from .access import refusal
 from .addresses import Address, read_queue, read_run
 from .answers import Answer
@@ -137,6 +137,8 @@ class Emulator:
             return rest.keys(self._world, exchange)
         if host in REST_HOSTS or _is_storage(exchange):
             return self._without_key(exchange) or await rest.serve(self._world, exchange)
+        if host == platform_api.HOST:
+            return platform_api.serve(self._world, exchange)
         if host == WMA_HOST:
             return self._without_key(exchange) or await self._wma.serve(exchange)
         if host in RUN_HOSTS | QUEUE_HOSTS:
@@ -145,9 +147,9 @@ class Emulator:
                 return answers.detail(404, f'Application "{name}" not found')
             return await self._infer(exchange, address)
         if exchange.path == "/" and not host:
-            return answers.json_answer(
-                200, {"emulated_hosts": sorted(RUN_HOSTS | QUEUE_HOSTS | REST_HOSTS | FILE_HOSTS | {WS_HOST, WMA_HOST})}
-            )
+            others = {WS_HOST, WMA_HOST, platform_api.HOST}
+            hosts = sorted(RUN_HOSTS | QUEUE_HOSTS | REST_HOSTS | FILE_HOSTS | others)
+            return answers.json_answer(200, {"emulated_hosts": hosts})
         return answers.detail(404, f'The emulator has no host "{host}"')
 
     def _without_key(self, exchange: Exchange) -> Answer | None:
@@ -179,17 +181,20 @@ def create_emulator(
     gzip: bool = False,
     late_refusals: bool = False,
     api_keys: Collection[str] | None = None,
+    admin_keys: Collection[str] | None = None,
     clock: Callable[[], float] = time.time,
 ) -> Emulator:
     """Make an emulator whose file URLs start with `public_url`; `speed` divides every duration.
 
-    With `seed` the same requests in the same order get the same answers. `api_keys` None accepts any well-formed key.
+    With `seed` the same requests in the same order get the same answers. `api_keys` None accepts any well-formed key,
+    `admin_keys` None gives every accepted one admin scope.
     With `late_refusals` a WebSocket without a good credential is opened and told so, instead of refused with 401 or 403.
     Raises ValueError when speed is not positive.
     """
     if not speed > 0:
         raise ValueError(f"speed must be greater than 0, not {speed}")
-    return Emulator(new_world(public_url, speed, seed, api_keys, clock), faults, gzip=gzip, late_refusals=late_refusals)
+    world = new_world(public_url, speed, seed, api_keys, clock, admin_keys)
+    return Emulator(world, faults, gzip=gzip, late_refusals=late_refusals)
 
 
 def _read(exchange: Exchange) -> Address | None:

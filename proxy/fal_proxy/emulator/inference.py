@@ -28,15 +28,19 @@ async def run(world: World, exchange: Exchange, address: Address) -> Answer:
     if exchange.method != "POST" and find_model(address.endpoint) is not echo:
         return answers.detail(405, "Method Not Allowed", [("allow", "POST")])
     plan = make_plan(world, exchange, address.endpoint, await exchange.body())
-    headers = runner_headers(world, world.new_id())
+    request_id = world.new_id()
+    headers = runner_headers(world, request_id)
     if plan.failure is None and plan.large_body is not None:
+        world.bills.add(request_id, address.endpoint, plan.units)
         framing = [("content-type", "application/json"), ("x-fal-billable-units", plan.units)]
         return Answer(200, [*framing, *headers], plan.large_body())
     if plan.failure is None or plan.failure.status != 422:
         await asyncio.sleep(plan.run_seconds / world.speed)
     if plan.failure is not None:
         return failure_answer(plan.failure, headers)
-    return answers.json_answer(200, await plan.output(), [("x-fal-billable-units", plan.units), *headers])
+    output = await plan.output()
+    world.bills.add(request_id, address.endpoint, plan.units)
+    return answers.json_answer(200, output, [("x-fal-billable-units", plan.units), *headers])
 
 
 async def stream(world: World, exchange: Exchange, address: Address) -> Answer:
@@ -44,14 +48,16 @@ async def stream(world: World, exchange: Exchange, address: Address) -> Answer:
     if exchange.method != "POST":
         return answers.detail(405, "Method Not Allowed", [("allow", "POST")])
     plan = make_plan(world, exchange, address.endpoint, await exchange.body())
-    headers = runner_headers(world, world.new_id())
+    request_id = world.new_id()
+    headers = runner_headers(world, request_id)
     if plan.failure is not None:
         return failure_answer(plan.failure, headers)
     if plan.events is None:
         route = f"{path_of(address.endpoint).rstrip('/')}/stream"
         return answers.detail(404, f"Path {route} not found", [("x-fal-billable-units", "0"), *headers])
     events = _events(plan, world.speed)
-    # No units here: they would have to be known before the first byte.
+    # No units here: they would have to be known before the first byte. It is billed all the same.
+    world.bills.add(request_id, address.endpoint, plan.units)
     return answers.event_stream(_split(events) if plan.split_writes else events, headers)
 
 

@@ -62,6 +62,7 @@ async def _submit(world: World, webhooks: Webhooks, exchange: Exchange, address:
         held_bytes=len(body) + plan.held_bytes,
     )
     world.jobs.add(job)
+    world.bills.watch(job)
     accepted: dict[str, Json] = {
         "status": "IN_QUEUE",
         **urls(job),

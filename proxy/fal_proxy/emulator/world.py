@@ -7,6 +7,7 @@ from random import Random
 from uuid import UUID
 
 from .access import Access
+from .bills import Bills
 from .files import Files
 from .jobs import Jobs
 from .pictures import Gallery
@@ -25,6 +26,7 @@ class World:
     access: Access
     files: Files
     jobs: Jobs
+    bills: Bills
     signer: Signer
 
     def seconds_since(self, moment: float) -> Decimal:
@@ -38,9 +40,15 @@ class World:
 
 
 def new_world(
-    public_url: str, speed: float, seed: int | None, api_keys: Collection[str] | None, clock: Callable[[], float]
+    public_url: str,
+    speed: float,
+    seed: int | None,
+    api_keys: Collection[str] | None,
+    clock: Callable[[], float],
+    admin_keys: Collection[str] | None = None,
 ) -> World:
     """Make the state of a new emulator; without a seed every one differs."""
     rng = Random(seed)  # noqa: S311 (an emulator's secrets guard nothing, and a seed must reproduce them)
-    access = Access(rng, clock, api_keys)
-    return World(rng, clock, speed, access, Files(public_url, rng, clock, Gallery()), Jobs(clock), Signer(seed))
+    access = Access(rng, clock, api_keys, admin_keys)
+    files, jobs = Files(public_url, rng, clock, Gallery()), Jobs(clock)
+    return World(rng, clock, speed, access, files, jobs, Bills(clock), Signer(seed))

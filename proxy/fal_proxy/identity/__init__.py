@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import replace
-from typing import NamedTuple, Protocol, TypeGuard
+from typing import Protocol, TypeGuard
+
+import msgspec
 
 from fal_proxy.errors import Refusal
 from fal_proxy.exchange import Caller, Request
@@ -12,10 +14,11 @@ from fal_proxy.upstream.credentials import looks_like_fal_key
 
 DEFAULT_PLAN = "default"
 MAX_NAME_CHARS = 255
+MAX_REMEMBERED = 4096
 _CHALLENGE = ((b"www-authenticate", b"Bearer"),)
 
 
-class Presented(NamedTuple):
+class Presented(msgspec.Struct, frozen=True):
     """What a request offers as proof."""
 
     request: Request
@@ -42,6 +45,8 @@ class Identities:
         """Take `any_scheme` when a source judges Authorization as a whole, so that every scheme is a credential."""
         self._sources = sources
         self._any_scheme = any_scheme
+        # Sources that make their callers once get what belongs to them made once, too.
+        self._alone: dict[str, tuple[Caller, Caller]] = {}
 
     async def identify(self, request: Request) -> Caller:
         """Return the caller. Raises Refusal `unidentified`: a credential that no source accepts never falls through.
@@ -56,8 +61,16 @@ class Identities:
 
     def _with_carried(self, caller: Caller, request: Request) -> Caller:
         """Add what else the request proves: a job started before logging in stays reachable."""
-        carried = frozenset(name for source in self._sources for name in source.carried(request))
-        return replace(caller, proves=carried | {caller.id}, owners=(caller.id,))
+        carried = [name for source in self._sources for name in source.carried(request)]
+        if carried:
+            return replace(caller, proves=frozenset([caller.id, *carried]), owners=(caller.id,))
+        known = self._alone.get(caller.id)
+        if known is None or known[0] is not caller:
+            if len(self._alone) >= MAX_REMEMBERED:
+                self._alone.clear()
+            known = caller, replace(caller, proves=frozenset([caller.id]), owners=(caller.id,))
+            self._alone[caller.id] = known
+        return known[1]
 
     async def close(self) -> None:
         """Close every source."""
@@ -70,7 +83,7 @@ def credential_of(request: Request, *, any_scheme: bool = False) -> str | None:
 
     Other schemes than Bearer and Key are ignored, unless `any_scheme`.
     """
-    lines = [value for name, value in request.headers if name == b"authorization"]
+    lines = request.lines(b"authorization")
     if not lines:
         return None
     if len(lines) > 1:

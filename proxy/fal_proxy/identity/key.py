@@ -26,6 +26,7 @@ import tomlkit
 from fal_proxy.environment import fingerprint
 from fal_proxy.exchange import Caller, Request
 from fal_proxy.identity import Presented
+from fal_proxy.whole_file import write_whole
 
 PREFIX = "fpk_"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.@-]{0,63}")
@@ -51,8 +52,8 @@ class UserKeys:
 
     def __init__(self, path: Path) -> None:
         """Read the file if it is there. Raises KeyFileError for a malformed one, OSError for an unreadable one."""
-        self._path = path
-        self._state = fingerprint(path)
+        self._path, self._spelled = path, str(path)
+        self._state = fingerprint(self._spelled)
         self._by_hash = _index(read(path))
 
     async def identify(self, presented: Presented) -> Caller | None:
@@ -62,10 +63,10 @@ class UserKeys:
             return None
         self._refresh()
         hashed = hash_of(credential)
-        record = self._by_hash.get(hashed)
-        if record is None or not hmac.compare_digest(record.hash, hashed):
+        known = self._by_hash.get(hashed)
+        if known is None or not hmac.compare_digest(known[0].hash, hashed):
             return None
-        return Caller(f"key::{record.name}", "key", record.plan, ambient=False)
+        return known[1]
 
     def carried(self, request: Request) -> Collection[str]:
         """Return nothing: what this source knows by, it is asked about."""
@@ -75,7 +76,7 @@ class UserKeys:
         """Hold nothing open."""
 
     def _refresh(self) -> None:
-        state = fingerprint(self._path)
+        state = fingerprint(self._spelled)
         if state == self._state:
             return
         try:
@@ -133,7 +134,7 @@ def add(path: Path, name: str, plan: str) -> str:
             document.setdefault("keys", tomlkit.table(is_super_table=True))[name] = table
         except ValueError as error:
             raise KeyFileError(f"{path.name}: write `keys` as [keys.NAME] tables, not in braces") from error
-        _replace(path, tomlkit.dumps(document))
+        write_whole(path, tomlkit.dumps(document))
     return key
 
 
@@ -146,11 +147,13 @@ def revoke(path: Path, name: str) -> None:
         keys = document["keys"]
         if isinstance(keys, dict):
             keys.pop(name)
-        _replace(path, tomlkit.dumps(document))
+        write_whole(path, tomlkit.dumps(document))
 
 
-def _index(records: list[KeyRecord]) -> dict[str, KeyRecord]:
-    return {record.hash: record for record in records}
+def _index(records: list[KeyRecord]) -> dict[str, tuple[KeyRecord, Caller]]:
+    return {
+        record.hash: (record, Caller(f"key::{record.name}", "key", record.plan, ambient=False)) for record in records
+    }
 
 
 @contextlib.contextmanager
@@ -163,17 +166,3 @@ def _locked(path: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
-
-
-def _replace(path: Path, text: str) -> None:
-    """Write beside the file and rename, so that a reader sees the old or the new one, whole."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    descriptor = os.open(beside, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600)
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)

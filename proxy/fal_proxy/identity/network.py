@@ -40,6 +40,10 @@ class TrustedProxies:
         bits = 32 if address.version == 4 else 64
         return str(ipaddress.ip_network((address, bits), strict=False))
 
+    def trusts(self, peer: str) -> bool:
+        """Say whether the socket's other end is one of these hops."""
+        return self._networks.holds(address_of(peer))
+
     def _client_address(self, peer: str, headers: Headers) -> IPAddress | None:
         address = address_of(peer)
         hops = [hop for line in values(headers, b"x-forwarded-for") for hop in line.split(b",")]

@@ -16,7 +16,7 @@ def is_preflight(request: Request) -> bool:
 
 def address(request: Request, mount: bytes) -> Addressed:
     """Return the target as written: in the header on the bare mount, or in the path below it; never both."""
-    lines = [value for name, value in request.headers if name == TARGET_HEADER]
+    lines = request.lines(TARGET_HEADER)
     below = request.path[len(mount) :]
     if below in (b"", b"/"):
         if len(lines) != 1:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 
 App = tuple[str | None, ...]  # the leading segments of an endpoint id; None: any segment
 
@@ -37,6 +38,7 @@ class Globs:
         return any(_fits(glob, app, below=True) for glob in self._segments)
 
 
+@lru_cache(maxsize=512)
 def spelled_plainly(endpoint: str) -> str:
     """Return the one spelling of an endpoint id or glob that restrictions and prices compare.
 

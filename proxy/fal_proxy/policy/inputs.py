@@ -41,10 +41,11 @@ class InputRules:
                 raise ValueError(fault)
         self._rules = [_Compiled(Globs([spelled_plainly(rule.endpoint)]), rule) for rule in rules]
         self._globs = Globs([spelled_plainly(rule.endpoint) for rule in rules])
+        self._any = bool(rules)
 
     def applies(self, endpoint_id: str) -> bool:
         """Say whether any rule matches, under any spelling of the endpoint."""
-        return self._globs.match(spelled_plainly(endpoint_id))
+        return self._any and self._globs.match(spelled_plainly(endpoint_id))
 
     def reach(self, app: App) -> bool:
         """Say whether any rule matches the app or anything below it."""

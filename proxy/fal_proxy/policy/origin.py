@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 
 from fal_proxy.errors import Refusal
 from fal_proxy.exchange import Caller, Request
@@ -27,10 +28,15 @@ class Site:
         if not names and self.origin:
             names = [_split_port(self.origin.partition("://")[2])[0]]
         self._hosts = None if not names or "*" in names else frozenset(names)
+        # The few that pass come with every request; what is refused is not remembered.
+        self._host = lru_cache(maxsize=64)(self._named)
+        self.is_ours = lru_cache(maxsize=64)(self._is_ours)
 
     def judge_host(self, request: Request) -> str:
         """Return the request's Host. Raises Refusal: bad_request without exactly one, misdirected_host for others'."""
-        value = request.one(b"host")
+        return self._host(request.one(b"host"))
+
+    def _named(self, value: bytes | None) -> str:
         host = (value or b"").decode("latin-1").strip().lower()
         if not _HOST.fullmatch(host):
             raise Refusal("bad_request", "a request needs exactly one plain Host field")
@@ -46,7 +52,7 @@ class Site:
         """Return what URLs to us begin with, without a final slash: public_url, else how this request, judged, came."""
         return self.origin or f"{request.scheme}://{self.judge_host(request)}"
 
-    def is_ours(self, origin: str, host: str) -> bool:
+    def _is_ours(self, origin: str, host: str) -> bool:
         """Say whether a page of this origin is our own: exactly public_url's, else one whose host:port is our Host."""
         if self.origin is not None:
             return origin == self.origin

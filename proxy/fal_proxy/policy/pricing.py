@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from decimal import Decimal
 from fractions import Fraction
+from functools import lru_cache
 from typing import Any
 
 from fal_proxy.policy.endpoints import App, Globs, plainly, spelled_plainly
@@ -29,6 +30,12 @@ class Price:
     usd: Fraction  # per unit
     reserve_units: Fraction = Fraction(1)
     units_from: str | None = None  # the field of the input that says how many units a job will be
+    text: str = field(init=False, compare=False)  # of `usd`, as it is written down with a job
+    reserved_microusd: int = field(init=False, compare=False)  # where the input says nothing
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "text", str(self.usd))
+        object.__setattr__(self, "reserved_microusd", _rounded_up(self.usd * self.reserve_units))
 
 
 class Prices:
@@ -39,22 +46,30 @@ class Prices:
         for fault in faults(prices):
             raise ValueError(fault)
         compiled = {spelled_plainly(name): _price(value) for name, value in prices.items()}
-        self._default = compiled.pop("default", None)
+        self.default = compiled.pop("default", None)  # of whatever has no price of its own
         self._exact = {name: price for name, price in compiled.items() if "*" not in name}
         self._counted = Globs([name for name, price in compiled.items() if price.units_from is not None])
         globs = sorted((name for name in compiled if "*" in name), key=len, reverse=True)
         self._globs = [(Globs([name]), compiled[name]) for name in globs]
+        self._remembered = lru_cache(maxsize=512)(self._price_of)
 
     def price_of(self, endpoint_id: str) -> Price | None:
         """Return the price by exact id, else by the longest matching glob, else the default; None without any."""
-        plain = spelled_plainly(endpoint_id)
-        if (price := self._exact.get(plain)) is not None:
+        return self._remembered(endpoint_id)
+
+    def _price_of(self, endpoint_id: str) -> Price | None:
+        price = self.named_price_of(spelled_plainly(endpoint_id))
+        return self.default if price is None else price
+
+    def named_price_of(self, plain_id: str) -> Price | None:
+        """Return the price of a plainly spelled id as the operator names it: exactly, or by glob."""
+        if (price := self._exact.get(plain_id)) is not None:
             return price
-        return next((price for globs, price in self._globs if globs.match(plain)), self._default)
+        return next((price for globs, price in self._globs if globs.match(plain_id)), None)
 
     def reads_inputs_of(self, app: App) -> bool:
         """Say whether the price of the app, or of anything below it, may depend on its input."""
-        counted = self._default is not None and self._default.units_from is not None
+        counted = self.default is not None and self.default.units_from is not None
         return counted or self._counted.reach(plainly(app))
 
     def needs_input(self, endpoint_id: str) -> bool:
@@ -67,13 +82,14 @@ def reservation_microusd(price: Price, given: Mapping[str, Any]) -> int:
     """Return what to set aside for a job with this input. Raises Refusal `input_denied`."""
     name = price.units_from
     if name is None or name not in given:
-        return _rounded_up(price.usd * price.reserve_units)
+        return price.reserved_microusd
     units = given[name]
     if not (is_number(units) and 0 <= units <= MAX_UNITS):
         raise denied(f"{name} must be a number from 0 to {MAX_UNITS}: the price depends on it")
     return _rounded_up(price.usd * _exact(units))
 
 
+@lru_cache(maxsize=1024)  # the same few prices and units over and over, and fractions are slow
 def charge_for(usd: str, units: str) -> int:
     """Return what a job costs by the price and the units as they were written down."""
     return _rounded_up(Fraction(usd) * Fraction(units))

@@ -15,12 +15,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection
+from functools import lru_cache
 from urllib.parse import unquote_to_bytes
 
 from fal_proxy.errors import Refusal
 from fal_proxy.exchange import Kind, Target
 
 MAX_TARGET_BYTES = 8192
+_REMEMBERED_BYTES = 512
 MAX_SEGMENTS = 32
 MAX_PARAMETERS = 100
 
@@ -70,6 +72,12 @@ def resolve(raw: bytes, method: str, methods: Collection[str] = ("POST",)) -> Ta
     `methods` are those that the caller's plan opens on fal.run beside POST. Raises Refusal `invalid_target` or
     `method_not_allowed`.
     """
+    find = _resolve if len(raw) <= _REMEMBERED_BYTES else _resolve.__wrapped__
+    return find(raw, method, frozenset(methods))
+
+
+@lru_cache(maxsize=1024)  # pages ask for the same few endpoints, and for each job's status many times
+def _resolve(raw: bytes, method: str, methods: frozenset[str]) -> Target:
     match = _TARGET.fullmatch(raw) if len(raw) <= MAX_TARGET_BYTES else None
     if match is None:
         raise _invalid(

@@ -86,6 +86,8 @@ async def answer(
         if shape is not None and (rest := shape.rest()):
             await pass_on(rest)
         raise Reset(error.detail) from error
-    exchange.whole, exchange.answered_seconds = True, exchange.elapsed_seconds
+    exchange.whole = True
+    if exchange.trace is not None:
+        exchange.answered_seconds = exchange.elapsed_seconds
     await books.ended()
     await pass_on(shape.rest() if shape is not None else b"", more=False)

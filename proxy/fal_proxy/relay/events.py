@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fal_proxy.headers import media_type, values
+from fal_proxy.headers import media_type
 from fal_proxy.upstream.answer import Head
 
 
@@ -32,8 +32,8 @@ class WholeCharacters:
 
 def is_event_stream(head: Head) -> bool:
     """Say whether an answer is a stream of events that can be read."""
-    types = values(head.headers, b"content-type")
-    plain = not values(head.headers, b"content-encoding")
+    types = head.lines(b"content-type")
+    plain = not head.lines(b"content-encoding")
     return bool(types) and plain and media_type(types[0]).lower() == b"text/event-stream"
 
 

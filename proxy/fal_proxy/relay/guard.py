@@ -5,8 +5,8 @@ them, as %XX or \\u00XX; nor 20 characters in hex, or in base64 at any of its th
 each.) An answer that would break this is cut, and the piece that completes it never leaves.
 
 How it stays cheap: so many characters in a row must hold one of a few short pieces ("anchors"), so one search per anchor
-clears a whole chunk: two for the secret as it is, one for each way to encode it. Only upon a hit does anything look
-closer. Escapes are undone only where one stands for a character of a key, which no honest encoder escapes.
+clears a whole chunk: two for the secret as it is, one for each way to encode it. A short piece is cleared at once if it has
+no 16 characters in a row that could be a key's. Only upon a hit does anything look closer. Escapes are undone only where one stands for a character of a key, which no honest encoder escapes.
 
 A chunk that ends with 4 or more characters of a secret has that tail held back until it is known how it goes on, for at
 most HOLD_SECONDS: then a stream of events must not wait. So a key cut by the network goes down not even in part.
@@ -81,27 +81,38 @@ class KeyGuard:
         """Take what to call for every answer that is cut."""
         self._found = found
         self._forms: tuple[_Form, ...] = ()
+        self._anchors: tuple[bytes, ...] = ()
+        self._alphabet, self._shortest = _alphabet_of(())
         self._runs: dict[bytes, list[bytes]] = {}  # by anchor
         self._escapes = _escapes_of(frozenset())
+        self._tails: dict[int, frozenset[bytes]] = {}  # every piece of a form that is as long as its tail, by length
 
     def watch_for(self, keys: Iterable[Secret]) -> None:
         """Watch for these keys from now on, also in answers that are under way."""
         secrets = [secret_half(key).encode("latin-1") for key in keys]
         self._forms = tuple(dict.fromkeys(form for each in secrets if len(each) >= RUN_CHARS for form in _forms(each)))
+        self._tails = {size: _pieces(self._forms, size) for size in {form.tail for form in self._forms}}
         self._runs = {}
         for form in self._forms:
             for anchor in form.anchors():
                 self._runs[anchor] = [*self._runs.get(anchor, []), *form.runs]
+        self._anchors = tuple(self._runs)
+        self._alphabet, self._shortest = _alphabet_of(self._forms)
         self._escapes = _escapes_of(frozenset(b"".join(form.text for form in self._forms)))
 
-    def judge(self, *pieces: bytes) -> None:
-        """Judge what goes down whole: a body, a frame, the values of a head. Raises UpstreamInvalid."""
-        if any(self.holds_key(piece) for piece in pieces):
+    def judge(self, piece: bytes) -> None:
+        """Judge what goes down whole: a body, a frame. Raises UpstreamInvalid."""
+        if self.holds_key(piece):
             raise self.alarm()
 
-    def judge_fields(self, fields: Headers) -> None:
-        """Judge header fields. Raises UpstreamInvalid."""
-        self.judge(b"\n".join([part for field in fields for part in field]))
+    def judge_fields(self, fields: Headers, body: bytes = b"") -> None:
+        """Judge header fields, and the body behind them as far as it was read. Raises UpstreamInvalid."""
+        parts = [part for field in fields for part in field]
+        if len(body) < _LARGE_BYTES and b"\0" not in body:
+            parts.append(body)  # at once: no key has a line break, and this body does not hide escapes in the fields
+        else:
+            self.judge(body)
+        self.judge(b"\n".join(parts))
 
     def watch(self) -> Watch:
         """Return a watch over one body or one direction of a socket."""
@@ -115,14 +126,22 @@ class KeyGuard:
 
     def holds_key(self, data: bytes) -> bool:
         """Say whether RUN_CHARS of a secret stand here in a row, in any form."""
-        return self._holds_run(data) or (self._holds_escapes(data) and self._holds_run(_unescaped(data)))
+        if self._holds_run(data):
+            return True
+        find = data.find
+        if find(b"%") < 0 and find(b"\\") < 0:
+            return False
+        return self._holds_escapes(data) and self._holds_run(_unescaped(data))
 
     def _holds_run(self, data: bytes) -> bool:
         if len(data) >= _LARGE_BYTES:
-            hits = [runs for anchor, runs in self._runs.items() if _libc_holds(data, anchor)]
-        else:
-            hits = [runs for anchor, runs in self._runs.items() if anchor in data]
-        return any(run in data for runs in hits for run in runs)
+            return any(self._holds_run_of(anchor, data) for anchor in self._anchors if _libc_holds(data, anchor))
+        if data.translate(self._alphabet).find(self._shortest) < 0:
+            return False
+        return any(self._holds_run_of(anchor, data) for anchor in self._anchors if anchor in data)
+
+    def _holds_run_of(self, anchor: bytes, data: bytes) -> bool:
+        return any(run in data for run in self._runs[anchor])
 
     def _holds_escapes(self, data: bytes) -> bool:
         # What has a NUL is no text, and escapes are text's; compressed bytes are full of signs that begin one.
@@ -135,7 +154,10 @@ class KeyGuard:
         """Return how many bytes at the end of `end` may be the beginning of a key: 0, or enough for TAIL_CHARS."""
         plain = not (b"%" in end or b"\\u" in end or b"\\" in end[-_ESCAPE_BYTES:])
         last = end if plain else _unescaped(_without_begun(end))
-        if not any(last[-tail:] in text for text, _, tail in self._forms):
+        for tail, pieces in self._tails.items():
+            if last[-tail:] in pieces:
+                break
+        else:
             return 0
         for size in range(min(len(end), _OVERLAP_BYTES), 0, -1):
             piece = end[-size:] if plain else _unescaped(_without_begun(end[-size:]))
@@ -207,6 +229,14 @@ async def watched(first: bytes, read: Callable[[], Awaitable[bytes]], watch: Wat
         yield rest
 
 
+def _alphabet_of(forms: Iterable[_Form]) -> tuple[bytes, bytes]:
+    """Return what makes 1 of every character of these, and what their shortest run comes to: so many of it in a row."""
+    found = list(forms)
+    characters = frozenset(b"".join(form.text for form in found))
+    table = bytes(value in characters for value in range(256))
+    return table, b"\1" * min((form.run for form in found), default=RUN_CHARS)
+
+
 def _escapes_of(alphabet: frozenset[int]) -> tuple[re.Pattern[bytes], re.Pattern[bytes]]:
     """Return what finds %XX and \\u00XX where XX is one of these characters: in two, because `re` is fast from a literal."""
     codes = []
@@ -215,6 +245,11 @@ def _escapes_of(alphabet: frozenset[int]) -> tuple[re.Pattern[bytes], re.Pattern
         codes.append(f"[{high:x}{high:X}][{low}]")
     chosen = "|".join(codes) or "(?!)"
     return re.compile(f"%(?:{chosen})".encode()), re.compile(rf"\\u00(?:{chosen})".encode())
+
+
+def _pieces(forms: Iterable[_Form], size: int) -> frozenset[bytes]:
+    texts = [form.text for form in forms if form.tail == size]
+    return frozenset(text[at : at + size] for text in texts for at in range(len(text) - size + 1))
 
 
 def _without_begun(data: bytes) -> bytes:

@@ -22,11 +22,14 @@ once more on a fresh one; so is a request of which no byte had been written.
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
+
+import msgspec
+from msgspec.structs import replace
 
 from fal_proxy.errors import ClientGone, Refusal, UpstreamCut, UpstreamError, UpstreamInvalid
 from fal_proxy.exchange import Exchange, Kind, Target, Traits
-from fal_proxy.headers import Headers, billable_units, values
+from fal_proxy.headers import UNITS_FIELD, Headers, billable_units
 from fal_proxy.relay.answering import Books, Respond, answer
 from fal_proxy.relay.guard import KeyGuard
 from fal_proxy.relay.inbound import Inbound, Send
@@ -55,14 +58,13 @@ class Patience:
         return max(RUN_HEAD_SECONDS if kind in (Kind.RUN, Kind.STREAM) else least, self.head_seconds)
 
 
-@dataclass(frozen=True, slots=True)
-class Outgoing:
+class Outgoing(msgspec.Struct, frozen=True, gc=False):
     """A request that was judged in every respect and is ready to be sent."""
 
     method: bytes
     origin: Origin
     path_and_query: bytes
-    headers: Headers = field(repr=False)
+    headers: Headers
     target: Target
     announced_bytes: int | None  # by the caller; 0: no body, None: chunked
     judged: bytes | None = None  # what was read and judged: a JSON body of ours, or the first bytes of an upload
@@ -72,18 +74,10 @@ class Outgoing:
     def signed(self, key: Key) -> Outgoing:
         """Return the request with a fal key, which goes last."""
         fields = [*self.headers, key.field]
-        # In full: `replace` costs twice as much, and every request comes through here.
-        return Outgoing(
-            self.method,
-            self.origin,
-            self.path_and_query,
-            fields,
-            self.target,
-            self.announced_bytes,
-            self.judged,
-            key,
-            self.queue_base,
-        )
+        return replace(self, headers=fields, key=key)
+
+    def __repr__(self) -> str:
+        return f"Outgoing({self.method!r}, {self.target!r})"  # its fields hold a key
 
     def rebuilt(self, body: bytes) -> Outgoing:
         """Return the request with this JSON body, called JSON, instead of the caller's."""
@@ -116,16 +110,16 @@ async def relay(
             call, head = await _ask(engine, outgoing, upload, first, patience.until_head(kind), exchange)
             base = outgoing.queue_base if 200 <= head.status < 300 else None
             whole = await read_whole(call, head, kind, patience.body_idle_seconds, rewritten=base is not None)
-            if whole.ended:
-                exchange.whole, exchange.answered_seconds = True, exchange.elapsed_seconds
+            exchange.whole = whole.ended
+            if whole.ended and exchange.trace is not None:
+                exchange.answered_seconds = exchange.elapsed_seconds
             if outgoing.key is not None:
                 said = whole.body if whole.ended else b""
                 outgoing.key.answered(head.status, said, from_job=exchange.named, paid=kind.traits.paid)
             if whole.ended:
                 await books.answered(head.status, whole.body)
                 await books.ended()
-            guard.judge_fields(head.headers)
-            guard.judge(whole.body)
+            guard.judge_fields(head.headers, whole.body)
         except UpstreamError as error:
             raise refusal_for(error, kind.traits) from error
         if inbound.gone:
@@ -223,7 +217,13 @@ async def _ask(
 ) -> tuple[Call, Head]:
     """Send the request and return the answer's head."""
     repeatable = outgoing.method == b"GET" and not outgoing.target.kind.traits.paid
-    call = await _open(engine, outgoing, exchange)
+    if exchange.trace is not None:
+        exchange.host, exchange.asked_seconds = outgoing.target.host.decode("ascii"), exchange.elapsed_seconds
+    call = engine.reuse(outgoing.origin)
+    if call is None:
+        call = await _dial(engine, outgoing, exchange)
+    else:
+        exchange.reused = True
     try:
         upload.start(call, outgoing, first)
         head = await call.head(head_seconds)
@@ -231,26 +231,25 @@ async def _ask(
         if not call.reused or call.answered or (call.written and not repeatable):
             raise
         upload.drop()
-        call = await _open(engine, outgoing, exchange, fresh=True)
+        call = await _dial(engine, outgoing, exchange)
         upload.start(call, outgoing, first)
         head = await call.head(head_seconds)
-    exchange.first_byte_seconds = exchange.elapsed_seconds
-    exchange.upstream_status, exchange.units = head.status, billable_units(head.headers)
-    exchange.named = bool(values(head.headers, b"x-fal-request-id"))
+    exchange.first_byte_seconds = exchange.clock() - exchange.started
+    exchange.upstream_status, exchange.units = head.status, billable_units(head.lines(UNITS_FIELD))
+    names = head.lines(b"x-fal-request-id")
+    exchange.named = bool(names)
+    if names and not exchange.request_id:
+        exchange.request_id = names[0].decode("latin-1")
     if 300 <= head.status < 400 and head.status != 304:
         raise UpstreamInvalid("upstream answered with a redirect, which is never followed", written=True)
     return call, head
 
 
-async def _open(engine: Engine, outgoing: Outgoing, exchange: Exchange, *, fresh: bool = False) -> Call:
-    """Return a call, noting how long dialling took, whether it succeeded or not."""
+async def _dial(engine: Engine, outgoing: Outgoing, exchange: Exchange) -> Call:
+    """Return a call on a new connection, noting how long dialling took, whether it succeeded or not."""
     began = exchange.clock()
     exchange.reused = False
-    if exchange.asked_seconds is None:
-        exchange.host, exchange.asked_seconds = outgoing.target.host.decode("ascii"), began - exchange.started
     try:
-        call = await engine.open(outgoing.origin, fresh=fresh)
-        exchange.reused = call.reused
-        return call
+        return await engine.open(outgoing.origin, fresh=True)
     finally:
-        exchange.dialled_seconds = None if exchange.reused else exchange.clock() - began
+        exchange.dialled_seconds = exchange.clock() - began

@@ -21,8 +21,8 @@ LOOKAHEAD_BYTES = 256 * 1024
 class Inbound:
     """Read the request body and notice the caller's departure.
 
-    `read_first` is called once and reads inline. Then `watch` starts the one task that keeps `receive()` pending
-    until `close`: whatever happens upstream, a caller that leaves is seen at once.
+    `read_first` is called once and reads inline. From `watch` to `close` a caller that leaves is seen at once, whatever
+    happens upstream: the server tells, or a task keeps `receive()` pending, where the server does not or more comes.
     """
 
     def __init__(
@@ -73,10 +73,12 @@ class Inbound:
 
     def watch(self) -> None:
         """Start watching; end it with `close`."""
-        self._changed, self._room = asyncio.Event(), asyncio.Event()
-        self._task = asyncio.get_running_loop().create_task(self._watch(self._changed, self._room))
         if self._on_departure is not None:
             self._on_departure(self._left)
+            if self.complete:
+                return  # nothing is left to receive
+        self._changed, self._room = asyncio.Event(), asyncio.Event()
+        self._task = asyncio.get_running_loop().create_task(self._watch(self._changed, self._room))
 
     async def read(self) -> bytes:
         """Return the next body bytes, b"" at the end. Raises ClientGone, Refusal `body_too_large`."""

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import msgspec
 
 from fal_proxy.errors import UpstreamInvalid
 from fal_proxy.exchange import Kind
-from fal_proxy.headers import media_type, values
+from fal_proxy.headers import media_type
 from fal_proxy.relay.events import is_event_stream
 from fal_proxy.upstream.answer import Head
 from fal_proxy.upstream.engine import Call
@@ -14,10 +14,10 @@ from fal_proxy.upstream.engine import Call
 RUN_WHOLE_BYTES = 1024 * 1024
 ANSWER_WHOLE_BYTES = 1024 * 1024
 REFUSAL_WHOLE_BYTES = 16 * 1024
+_READS = frozenset([Kind.STATUS, Kind.RESULT, Kind.CANCEL])  # answers of a few bytes, which mostly come with their head
 
 
-@dataclass(frozen=True, slots=True)
-class Whole:
+class Whole(msgspec.Struct, frozen=True, gc=False):
     """What was read before the head may go down; `ended` says whether it is the whole body."""
 
     body: bytes
@@ -26,7 +26,7 @@ class Whole:
 
 async def read_whole(call: Call, head: Head, kind: Kind, idle_seconds: float, *, rewritten: bool) -> Whole:
     """Read as much of the answer as its head depends on: on its length, too, where the body is to be rewritten."""
-    if (kind.traits.answer_whole or rewritten) and values(head.headers, b"content-encoding"):
+    if (kind.traits.answer_whole or rewritten) and head.lines(b"content-encoding"):
         raise UpstreamInvalid("upstream encoded an answer that must be read", written=True)
     if kind.traits.answer_whole:
         whole = await _read_up_to(call, ANSWER_WHOLE_BYTES, idle_seconds)
@@ -37,15 +37,19 @@ async def read_whole(call: Call, head: Head, kind: Kind, idle_seconds: float, *,
         return await _read_up_to(call, REFUSAL_WHOLE_BYTES, idle_seconds)
     if rewritten and not is_event_stream(head):
         return await _read_up_to(call, ANSWER_WHOLE_BYTES, idle_seconds)
-    types = values(head.headers, b"content-type")
+    types = head.lines(b"content-type")
     if kind is Kind.RUN and types and media_type(types[0]).lower() == b"application/json":
-        lengths = values(head.headers, b"content-length")
+        lengths = head.lines(b"content-length")
         if not lengths or int(lengths[0]) <= RUN_WHOLE_BYTES:
             return await _read_up_to(call, RUN_WHOLE_BYTES, idle_seconds)
+    if kind in _READS and not is_event_stream(head) and (body := call.read_at_once(RUN_WHOLE_BYTES)) is not None:
+        return Whole(body, ended=True)
     return Whole(b"", ended=False)
 
 
 async def _read_up_to(call: Call, limit_bytes: int, idle_seconds: float) -> Whole:
+    if (body := call.read_at_once(limit_bytes)) is not None:
+        return Whole(body, ended=True)
     parts: list[bytes] = []
     size = 0
     while size <= limit_bytes:

@@ -125,7 +125,8 @@ class Mailbox(Protocol):
         """Call `listener` for every event filed from now on, in whichever process; return what ends that.
 
         "Now" is the first answer that this mailbox gives afterwards; so who begins to listen and then asks `since` has
-        missed nothing. While a shared store is away calls are late: they come, in order and once, when it is back.
+        missed nothing. While a shared store is away calls are late: they come, in order and once, when it is back, for
+        what is still kept then.
         """
 
     async def close(self) -> None:

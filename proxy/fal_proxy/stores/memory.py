@@ -140,7 +140,8 @@ class MemoryStore:
         if outcome is not Outcome.BILLED:
             amount_microusd = entry.amount if outcome is Outcome.AS_RESERVED else 0
         more = self.state.settle(entry, outcome, amount_microusd)
-        self._flush()
+        if self._journal is not None:
+            self._flush()
         return more
 
     async def completed(self, request_id: str) -> None:
@@ -208,7 +209,8 @@ class MemoryStore:
         now = self._clock()
         if now > self._now:
             self._now = now
-        self.state.note_clock(self._now)
+        if self._journal is not None:
+            self.state.note_clock(self._now)
         self.state.expire(self._now)
         return self._now
 

@@ -140,8 +140,9 @@ class State:
     def free(self, entry: Entry) -> None:
         """Give an entry's slots back."""
         for slot in entry.slots:
-            if self.slots.get(slot, 0) > 1:
-                self.slots[slot] -= 1
+            held = self.slots.get(slot, 0)
+            if held > 1:
+                self.slots[slot] = held - 1
             else:
                 self.slots.pop(slot, None)
         entry.slots = ()

@@ -48,6 +48,19 @@ class Window:
             self.newest, self._count = slot, 1
         self._total += 1
 
+    def admit(self, slot: int, limit: int) -> bool:
+        """Add one unless `limit` hits hold a place; say whether it was added. What `count` and `hit` do, in one call."""
+        if slot == self.newest:
+            if self._total >= limit:
+                return False
+            self._count += 1
+            self._total += 1
+            return True
+        if self.count(slot) >= limit:
+            return False
+        self.hit(slot)
+        return True
+
     def state(self, limit: int, window_seconds: int, now: float) -> RateState:
         """Return what is left of `limit`, and the seconds until one more place is free than now."""
         slot_seconds = window_seconds / SLOTS

@@ -1,14 +1,19 @@
-"""What became of each exchange: one line, the metrics and, if wanted, spans. Decides nothing, and sees only what an Exchange holds."""
+"""What became of each exchange: one line, the metrics and, if wanted, spans. Decides nothing, and sees only what an Exchange holds.
+
+Exchanges that end in one turn of the loop are recorded together, after their answers have left.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable, Collection
 
 from fal_proxy.exchange import Exchange, Request
 from fal_proxy.telemetry.access import AccessLog
-from fal_proxy.telemetry.metrics import Keys, Metrics, Upstream
+from fal_proxy.telemetry.metrics import Metrics
 from fal_proxy.telemetry.tracing import Tracing
+from fal_proxy.telemetry.watched import Keys, Upstream
 
 
 class Telemetry:
@@ -24,14 +29,15 @@ class Telemetry:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.in_progress: set[Exchange] = set()
-        self.metrics = Metrics(plans, upstream, self.in_progress, keys)
+        self.metrics = Metrics(plans, upstream, self.in_progress, keys, self._record)
         self.access = AccessLog()
         self._tracing = tracing
         self._clock = clock
+        self._ended: list[Exchange] = []
 
     def begin(self, request: Request | None = None) -> Exchange:
         """Return a new exchange, which `finish` must end; with tracing, the request carries its place on to fal."""
-        exchange = Exchange(self._clock)
+        exchange = Exchange(self._clock, started=self._clock())
         if self._tracing is not None and request is not None:
             self._tracing.begin(exchange, request)
         self.in_progress.add(exchange)
@@ -40,14 +46,27 @@ class Telemetry:
     def finish(self, exchange: Exchange) -> None:
         """Record an exchange, whatever became of it."""
         self.in_progress.discard(exchange)
-        exchange.ended_seconds = exchange.elapsed_seconds
-        self.metrics.count(exchange)
-        self.access.write(exchange)
-        if exchange.trace is not None and self._tracing is not None:
-            self._tracing.finish(exchange)
+        exchange.ended_seconds, exchange.ended_at = exchange.elapsed_seconds, self.access.now()
+        self._ended.append(exchange)
+        if len(self._ended) == 1:
+            try:
+                asyncio.get_running_loop().call_soon(self._record)
+            except RuntimeError:
+                self._record()
+
+    def _record(self) -> None:
+        ended, self._ended = self._ended, []
+        for exchange in ended:
+            self.metrics.count(exchange)
+        for exchange in ended:
+            self.access.write(exchange)
+        if self._tracing is not None:
+            for exchange in ended:
+                self._tracing.finish(exchange)
 
     async def close(self) -> None:
         """Let every line reach its reader, and spans their collector, for a bounded time."""
+        self._record()
         self.access.flush()
         if self._tracing is not None:
             await self._tracing.close()

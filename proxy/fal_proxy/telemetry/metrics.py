@@ -6,22 +6,28 @@ so no caller can grow the registry.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import Counter as Tally
-from collections.abc import Collection, Iterable
-from typing import Literal, NamedTuple, Protocol
+from collections.abc import Callable, Collection, Iterable, Mapping
+from itertools import accumulate
+from typing import Literal, NamedTuple
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Metric, generate_latest
+from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4 as CONTENT_TYPE
 from prometheus_client.registry import Collector
 
 from fal_proxy.errors import ERROR_TYPES
-from fal_proxy.exchange import ADMITTED, NO_KIND, PREFLIGHT, Attempt, Ending, Exchange, Kind, Receipt
+from fal_proxy.exchange import ADMITTED, NO_KIND, PREFLIGHT, SETTLED, Attempt, Ending, Exchange, Kind, Receipt
+from fal_proxy.telemetry.watched import FetchedPrices, Keys, Upstream
 
-__all__ = ["CONTENT_TYPE", "METRICS", "Metrics", "Upstream", "label_values"]
+__all__ = ["CONTENT_TYPE", "METRICS", "Metrics", "label_values"]
 
-KINDS = (*(kind.value for kind in Kind), PREFLIGHT, NO_KIND)
+KINDS = (*(kind.value for kind in Kind), PREFLIGHT, SETTLED, NO_KIND)
 # A status answers in milliseconds, a video in half an hour.
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800, 3600)
+_EDGES = [*(str(float(edge)) for edge in SECONDS), "+Inf"]
+Labels = tuple[str, ...]
 
 
 class Row(NamedTuple):
@@ -36,7 +42,12 @@ class Row(NamedTuple):
 METRICS = {
     row.name: row
     for row in (
-        Row("fal_proxy_exchanges_total", "counter", ("kind", "decision", "ending"), "requests below the mount, ended"),
+        Row(
+            "fal_proxy_exchanges_total",
+            "counter",
+            ("kind", "decision", "ending"),
+            "requests below the mount, ended; and jobs that the settler settled",
+        ),
         Row("fal_proxy_exchange_seconds", "histogram", ("kind",), "how long they took, to the last byte"),
         Row("fal_proxy_first_byte_seconds", "histogram", ("kind",), "until fal's answer began"),
         Row("fal_proxy_bytes_up_total", "counter", ("kind",), "bytes of request bodies sent to fal"),
@@ -63,6 +74,10 @@ METRICS = {
         ),
         Row("fal_proxy_key_file_faults_total", "counter", (), "changes of FAL_KEY_FILE that could not be read"),
         Row("fal_proxy_key_guard_cuts_total", "counter", (), "answers cut because they held a fal key of ours"),
+        Row("fal_proxy_fetched_prices", "gauge", (), "prices that fal itself named (`price_feed`)"),
+        Row("fal_proxy_fetched_prices_age_seconds", "gauge", (), "how long ago it last named one; 0 before the first"),
+        Row("fal_proxy_price_lookups_total", "counter", (), "questions to fal about prices"),
+        Row("fal_proxy_price_lookup_failures_total", "counter", (), "of these, without a usable answer"),
         Row("fal_proxy_webhooks_total", "counter", ("receipt",), "webhooks received, and what became of them"),
         Row(
             "fal_proxy_deliveries_total", "counter", ("attempt",), "attempts to deliver events to the app's own server"
@@ -86,63 +101,82 @@ def label_values(plans: Collection[str]) -> dict[str, frozenset[str]]:
     }
 
 
-class Upstream(Protocol):
-    """What is asked of the engine at each scrape."""
+class _OfKind:
+    """What is known of the exchanges of one kind that have ended."""
 
-    @property
-    def idle(self) -> int:
-        """Return the number of idle connections."""
+    __slots__ = ("bytes_down", "bytes_up", "first_byte", "first_byte_sum", "seconds", "seconds_sum")
 
-    @property
-    def open_calls(self) -> int:
-        """Return the number of calls in progress."""
-
-
-class Keys(Protocol):
-    """What is asked of the pool of fal keys at each scrape."""
-
-    @property
-    def refused(self) -> int:
-        """Return how many answers called a key invalid or locked."""
-
-    @property
-    def file_faults(self) -> int:
-        """Return how many changes of the file could not be read."""
-
-    def usable(self) -> int:
-        """Return the number of keys that take new work."""
-
-    def resting(self) -> int:
-        """Return the number of keys that are set aside."""
+    def __init__(self) -> None:
+        self.seconds = [0] * (len(SECONDS) + 1)  # by bucket, the last without an end
+        self.first_byte = [0] * (len(SECONDS) + 1)
+        self.seconds_sum = self.first_byte_sum = 0.0
+        self.bytes_up = self.bytes_down = 0
 
 
-class _OfKind(NamedTuple):
-    """The series of one kind, looked up once."""
+class _Exchanges(Collector):
+    """Counts in plain numbers, which become the library's own values when somebody looks: those lock for every step."""
 
-    seconds: Histogram
-    first_byte: Histogram
-    bytes_up: Counter
-    bytes_down: Counter
+    def __init__(self, plans: Collection[str]) -> None:
+        self.outcomes: dict[tuple[str, str, Ending], int] = {}
+        self.kinds: dict[str, _OfKind] = {}
+        self.costs = dict.fromkeys(plans, 0)
+        self.lowered = dict.fromkeys(plans, 0)
+
+    def count(self, exchange: Exchange) -> None:
+        """Count an exchange that has ended."""
+        name = exchange.kind_shown
+        outcome = (name, exchange.decision, exchange.ending)
+        self.outcomes[outcome] = self.outcomes.get(outcome, 0) + 1
+        kind = self.kinds.get(name)
+        if kind is None:
+            kind = self.kinds[name] = _OfKind()
+        seconds = exchange.ended_seconds or 0.0
+        kind.seconds[bisect_left(SECONDS, seconds)] += 1
+        kind.seconds_sum += seconds
+        if (first := exchange.first_byte_seconds) is not None:
+            kind.first_byte[bisect_left(SECONDS, first)] += 1
+            kind.first_byte_sum += first
+        kind.bytes_up += exchange.bytes_up
+        kind.bytes_down += exchange.bytes_down
+        if (cost := exchange.cost_microusd) is not None and exchange.plan in self.costs:
+            into = self.costs if cost >= 0 else self.lowered
+            into[exchange.plan] += abs(cost)
+
+    def collect(self) -> Iterable[Metric]:
+        """Return everything as metrics."""
+        kinds = self.kinds
+        outcomes: dict[Labels, float] = {(k, what, end.value): count for (k, what, end), count in self.outcomes.items()}
+        yield _counter("fal_proxy_exchanges_total", outcomes)
+        yield _histogram("fal_proxy_exchange_seconds", {k: (v.seconds, v.seconds_sum) for k, v in kinds.items()})
+        first = {k: (v.first_byte, v.first_byte_sum) for k, v in kinds.items()}
+        yield _histogram("fal_proxy_first_byte_seconds", first)
+        yield _counter("fal_proxy_bytes_up_total", {(k,): v.bytes_up for k, v in kinds.items()})
+        yield _counter("fal_proxy_bytes_down_total", {(k,): v.bytes_down for k, v in kinds.items()})
+        yield _counter("fal_proxy_cost_microusd_total", {(plan,): cost for plan, cost in self.costs.items()})
+        lowered: dict[Labels, float] = {(plan,): cost for plan, cost in self.lowered.items()}
+        yield _counter("fal_proxy_cost_lowered_microusd_total", lowered)
 
 
 class Metrics:
     """Counts exchanges as they end; what is in progress is counted when somebody looks."""
 
     def __init__(
-        self, plans: Collection[str], upstream: Upstream, in_progress: Collection[Exchange], keys: Keys | None = None
+        self,
+        plans: Collection[str],
+        upstream: Upstream,
+        in_progress: Collection[Exchange],
+        keys: Keys | None = None,
+        catch_up: Callable[[], None] = lambda: None,
     ) -> None:
+        """Take what lets everything be counted that has ended."""
+        self._catch_up = catch_up
         self._upstream = upstream
         self._keys = keys
         self._in_progress = in_progress
         self._registry = CollectorRegistry(auto_describe=False)
-        self._plans = frozenset(plans)
-        self._exchanges = self._counter("fal_proxy_exchanges_total")
-        self._seconds = self._histogram("fal_proxy_exchange_seconds")
-        self._first_byte = self._histogram("fal_proxy_first_byte_seconds")
-        self._bytes_up = self._counter("fal_proxy_bytes_up_total")
-        self._bytes_down = self._counter("fal_proxy_bytes_down_total")
-        self._cost = self._counter("fal_proxy_cost_microusd_total")
-        self._lowered = self._counter("fal_proxy_cost_lowered_microusd_total")
+        exchanges = _Exchanges(plans)
+        self._registry.register(exchanges)
+        self.count = exchanges.count  # an exchange that has ended
         self._in_flight = self._gauge("fal_proxy_in_flight")
         self._idle = self._gauge("fal_proxy_upstream_idle_connections")
         self._calls = self._gauge("fal_proxy_upstream_open_calls")
@@ -152,31 +186,15 @@ class Metrics:
         self._file_faults = self._counter("fal_proxy_key_file_faults_total")
         self._told = (0, 0)  # of the two above, as they stood at the last scrape
         self._cuts = self._counter("fal_proxy_key_guard_cuts_total")
+        self.prices: FetchedPrices | None = None
+        self._prices = self._gauge("fal_proxy_fetched_prices")
+        self._prices_age = self._gauge("fal_proxy_fetched_prices_age_seconds")
+        self._lookups = self._counter("fal_proxy_price_lookups_total")
+        self._lookup_failures = self._counter("fal_proxy_price_lookup_failures_total")
+        self._asked = (0, 0)  # of these two, as they stood at the last scrape
         self._webhooks = self._counter("fal_proxy_webhooks_total")
         self._deliveries = self._counter("fal_proxy_deliveries_total")
         self._kept = [self._gauge(f"fal_proxy_{name}") for name in ("events", "waiting_deliveries", "dead_letters")]
-        self._outcomes: dict[tuple[str, str, Ending], Counter] = {}
-        self._kinds: dict[str, _OfKind] = {}
-        for plan in plans:
-            self._cost.labels(plan)
-            self._lowered.labels(plan)
-
-    def count(self, exchange: Exchange) -> None:
-        """Count an exchange that has ended."""
-        kind = exchange.kind_shown
-        outcome = (kind, exchange.decision, exchange.ending)
-        if outcome not in self._outcomes:
-            self._outcomes[outcome] = self._exchanges.labels(kind, exchange.decision, exchange.ending.value)
-        self._outcomes[outcome].inc()
-        series = self._kinds.get(kind) or self._of_kind(kind)
-        series.seconds.observe(exchange.ended_seconds or 0.0)
-        if exchange.first_byte_seconds is not None:
-            series.first_byte.observe(exchange.first_byte_seconds)
-        series.bytes_up.inc(exchange.bytes_up)
-        series.bytes_down.inc(exchange.bytes_down)
-        if exchange.cost_microusd is not None and exchange.plan in self._plans:
-            counter = self._cost if exchange.cost_microusd >= 0 else self._lowered
-            counter.labels(exchange.plan).inc(abs(exchange.cost_microusd))
 
     def cut_for_key(self) -> None:
         """Count an answer that held one of our keys."""
@@ -202,6 +220,7 @@ class Metrics:
 
     def exposition(self) -> bytes:
         """Return all metrics in Prometheus' text format, version 0.0.4."""
+        self._catch_up()
         for kind, count in self.in_flight().items():
             self._in_flight.labels(kind).set(count)
         self._idle.set(self._upstream.idle)
@@ -212,16 +231,13 @@ class Metrics:
             told, self._told = self._told, (self._keys.refused, self._keys.file_faults)
             self._refused.inc(self._told[0] - told[0])
             self._file_faults.inc(self._told[1] - told[1])
+        if self.prices is not None:
+            self._prices.set(self.prices.known)
+            self._prices_age.set(self.prices.age_seconds())
+            asked, self._asked = self._asked, (self.prices.lookups, self.prices.failures)
+            self._lookups.inc(self._asked[0] - asked[0])
+            self._lookup_failures.inc(self._asked[1] - asked[1])
         return generate_latest(_WithoutCreated(self._registry))
-
-    def _of_kind(self, kind: str) -> _OfKind:
-        series = self._kinds[kind] = _OfKind(
-            self._seconds.labels(kind),
-            self._first_byte.labels(kind),
-            self._bytes_up.labels(kind),
-            self._bytes_down.labels(kind),
-        )
-        return series
 
     def _counter(self, name: str) -> Counter:
         row = METRICS[name]
@@ -231,9 +247,21 @@ class Metrics:
         row = METRICS[name]
         return Gauge(row.name, row.meaning, row.labels, registry=self._registry)
 
-    def _histogram(self, name: str) -> Histogram:
-        row = METRICS[name]
-        return Histogram(row.name, row.meaning, row.labels, registry=self._registry, buckets=SECONDS)
+
+def _counter(name: str, values: Mapping[Labels, float]) -> Metric:
+    row = METRICS[name]
+    family = CounterMetricFamily(row.name, row.meaning, labels=row.labels)
+    for labels, value in values.items():
+        family.add_metric(labels, value)
+    return family
+
+
+def _histogram(name: str, values: Mapping[str, tuple[list[int], float]]) -> Metric:
+    row = METRICS[name]
+    family = HistogramMetricFamily(row.name, row.meaning, labels=row.labels)
+    for label, (counts, total) in values.items():
+        family.add_metric([label], list(zip(_EDGES, accumulate(counts), strict=True)), total)
+    return family
 
 
 class _WithoutCreated(Collector):

@@ -8,11 +8,10 @@ next answer. A close-delimited body (RFC 9112 §6.3) ends cleanly only with an o
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import httptools
+import msgspec
 
 from fal_proxy.errors import UpstreamInvalid
 from fal_proxy.headers import Headers, values
@@ -22,15 +21,41 @@ MAX_FRAMING_BYTES = 64 * 1024
 _MAX_LENGTH_DIGITS = 18
 
 
-class Head(NamedTuple):
+class Head(msgspec.Struct):
     """The final status and header fields of an answer; names are lower-cased, order and repeats are kept."""
 
     status: int
     headers: Headers
+    _last: dict[bytes, bytes] | None = None  # the last value of each name
+
+    def lines(self, name: bytes) -> list[bytes]:
+        """Return the value of every line of this name."""
+        if self._last is None:
+            self._last = dict(self.headers)
+        value = self._last.get(name)
+        if value is None:
+            return []
+        return [value] if len(self._last) == len(self.headers) else values(self.headers, name)
 
 
 class Answer:
     """Parse the one answer to one request."""
+
+    __slots__ = (
+        "_chunks",
+        "_fault",
+        "_framing_bytes",
+        "_head_bytes",
+        "_headers",
+        "_left",
+        "_parser",
+        "_to_head",
+        "_until_close",
+        "buffered_bytes",
+        "done",
+        "head",
+        "reusable",
+    )
 
     def __init__(self, method: bytes) -> None:
         """Take the request's method: an answer to HEAD has no body whatever its head says."""
@@ -40,17 +65,21 @@ class Answer:
         self.buffered_bytes = 0
         self._to_head = method == b"HEAD"
         self._parser = httptools.HttpResponseParser(self)
-        self._chunks: deque[bytes] = deque()
+        self._chunks: list[bytes] = []
         self._headers: Headers = []
         self._head_bytes = 0
         self._framing_bytes = 0  # since the last body byte
         self._until_close = False
+        self._left: int | None = None  # of a body of known length; only the head and what came with it are parsed
         self._fault: str | None = None
 
     def feed(self, data: bytes) -> None:
         """Parse the next bytes. Raises UpstreamInvalid when the answer cannot be trusted."""
         if self.done:
             self.reusable = False
+            return
+        if self._left:
+            self._take(data)
             return
         self._framing_bytes += len(data)
         try:
@@ -65,6 +94,17 @@ class Answer:
         if self._fault is not None:
             raise UpstreamInvalid(self._fault, written=True)
 
+    def _take(self, data: bytes) -> None:
+        """Keep more of a body of known length, as it came: there is nothing in it to parse."""
+        left = self._left or 0
+        if len(data) > left:
+            data = data[:left]
+            self.reusable = False
+        self._chunks.append(data)
+        self.buffered_bytes += len(data)
+        self._left = left - len(data)
+        self.done = not self._left
+
     def end(self) -> bool:
         """Take an orderly close; return whether that completes the answer."""
         self.reusable = False
@@ -73,7 +113,7 @@ class Answer:
 
     def take(self) -> bytes:
         """Return all buffered body bytes, b"" when there are none."""
-        data = self._chunks.popleft() if len(self._chunks) == 1 else b"".join(self._chunks)
+        data = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
         self._chunks.clear()
         self.buffered_bytes = 0
         return data
@@ -125,6 +165,8 @@ class Answer:
             self.reusable = False
             self.done = True
         self._framing_bytes = 0
+        if lengths and not codings and not self.done and status not in (204, 304):
+            self._left = int(lengths[0])
         self.head = Head(status, self._headers)
 
     def on_body(self, data: bytes) -> None:
@@ -133,6 +175,8 @@ class Answer:
             self.reusable = False
             return
         self._framing_bytes = 0
+        if self._left is not None:
+            self._left -= len(data)
         self._chunks.append(data)
         self.buffered_bytes += len(data)
 

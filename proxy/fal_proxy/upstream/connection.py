@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import select
 import ssl
+from collections.abc import Callable
 from typing import Protocol, cast
 
 # Unread answer bytes beyond the first mark stop the socket; below the second they start it again.
@@ -32,9 +33,11 @@ class Connection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._listener: Listener | None = None
         self._drained: asyncio.Future[None] | None = None
+        self._unread: select.poll | None = None  # asks about the socket
         self._write_paused = False
         self._read_paused = False
         self.lost = False
+        self.on_pace: Callable[[bool], None] | None = None  # called when upstream falls behind (True) or has caught up
 
     @property
     def open(self) -> bool:
@@ -47,21 +50,28 @@ class Connection(asyncio.Protocol):
 
         What the loop has not yet read is the end of the connection, or bytes that would become the next answer.
         """
-        if self._transport is None or not self.open:
+        if self._transport is None or self.lost or self._transport.is_closing():
             return False
-        unread = select.poll()
-        unread.register(self._transport.get_extra_info("socket").fileno(), select.POLLIN)
-        return not unread.poll(0)
+        if self._unread is None:
+            self._unread = select.poll()
+            self._unread.register(self._transport.get_extra_info("socket").fileno(), select.POLLIN)
+        return not self._unread.poll(0)
 
     @property
     def write_paused(self) -> bool:
         """Say whether upstream is slower than we write."""
         return self._write_paused
 
+    @property
+    def unsent_bytes(self) -> int:
+        """Return how much of what was written has not left the process."""
+        return 0 if self._transport is None or self.lost else self._transport.get_write_buffer_size()
+
     def listen(self, listener: Listener | None) -> None:
         """Hand the connection to its next listener, or to nobody while it idles."""
         self._listener = listener
-        self.resume_reading()
+        if self._read_paused:
+            self.resume_reading()
 
     def write(self, data: bytes) -> None:
         """Queue bytes; the caller awaits `drained()` while `write_paused`."""
@@ -121,10 +131,14 @@ class Connection(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         self._write_paused = True
+        if self.on_pace is not None:
+            self.on_pace(True)
 
     def resume_writing(self) -> None:
         self._write_paused = False
         self._wake_writer()
+        if self.on_pace is not None:
+            self.on_pace(False)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.lost = True

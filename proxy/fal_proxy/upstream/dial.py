@@ -15,6 +15,7 @@ import re
 import socket
 import ssl
 from collections.abc import Awaitable, Callable
+from functools import lru_cache
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
@@ -41,9 +42,14 @@ class Origin(NamedTuple):
     @property
     def authority(self) -> bytes:
         """Return the Host field for this origin."""
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        default = 443 if self.scheme == "https" else 80
-        return host.encode() if self.port == default else f"{host}:{self.port}".encode()
+        return _authority(self)
+
+
+@lru_cache(maxsize=256)
+def _authority(origin: Origin) -> bytes:
+    host = f"[{origin.host}]" if ":" in origin.host else origin.host
+    default = 443 if origin.scheme == "https" else 80
+    return host.encode() if origin.port == default else f"{host}:{origin.port}".encode()
 
 
 class Route:

@@ -31,6 +31,8 @@ from fal_proxy.upstream.dial import Dialer, Origin
 from fal_proxy.upstream.pool import Pool
 
 WRITE_SECONDS = 30.0
+_NO_ANSWER = Answer(b"")  # of a call that has not asked
+_NOBODY = Connection()  # what a call that is over speaks to
 
 
 class Engine:
@@ -48,12 +50,20 @@ class Engine:
 
     async def open(self, origin: Origin, *, fresh: bool = False) -> Call:
         """Return a call on an idle or a new connection (`fresh`: a new one). Raises ConnectError, ConnectTimeout."""
-        connection = None if fresh else self._pool.take(origin)
-        reused = connection is not None
-        if connection is None:
+        call = None if fresh else self.reuse(origin)
+        if call is None:
             connection = await self._dialer.connect(origin)
+            self.open_calls += 1
+            call = Call(connection, origin, self._released, reused=False)
+        return call
+
+    def reuse(self, origin: Origin) -> Call | None:
+        """Return a call on an idle connection, None when there is none."""
+        connection = self._pool.take(origin)
+        if connection is None:
+            return None
         self.open_calls += 1
-        return Call(connection, origin, self._released, reused=reused)
+        return Call(connection, origin, self._released, reused=True)
 
     def close(self) -> None:
         """Close all idle connections; calls in progress end with their own release."""
@@ -83,10 +93,13 @@ class Call:
         self._origin = origin
         self._hand_back = released
         self._loop = asyncio.get_running_loop()
-        self._answer = Answer(b"")
+        self._answer = _NO_ANSWER
         self._unsent: int | None = 0  # body bytes still owed; None: chunked
         self._waiter: asyncio.Future[None] | None = None
         self._progress = 0.0
+        self._seconds, self._silence = 0.0, ""  # how long may be waited, and what to say then
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_ends = 0.0
         self._error: FalProxyError | None = None
         self._aborted = False
         self._released = False
@@ -105,8 +118,8 @@ class Call:
             self._fail(UpstreamCut("upstream closed the connection"))
         if self._error is not None:
             raise self._error
-        head = [method + b" " + target + b" HTTP/1.1", b"host: " + self._origin.authority]
-        head += [name + b": " + value for name, value in headers]
+        head = [b"%b %b HTTP/1.1" % (method, target), b"host: " + self._origin.authority]
+        head += [b"%b: %b" % pair for pair in headers]
         if length is None:
             head.append(b"transfer-encoding: chunked")
         elif length or method not in (b"GET", b"HEAD"):
@@ -188,6 +201,13 @@ class Call:
             await self._wait(idle_seconds, "upstream fell silent")
         raise self._cause()
 
+    def read_at_once(self, most_bytes: int) -> bytes | None:
+        """Return the whole body if all of it has arrived and is no longer than this; nothing is read otherwise."""
+        answer = self._answer
+        if self._aborted or not answer.done or answer.buffered_bytes > most_bytes:
+            return None
+        return answer.take()
+
     def abort(self, error: FalProxyError) -> None:
         """Close the connection at once and raise `error` in whoever waits, unless the call is over."""
         if not self._released:
@@ -201,9 +221,11 @@ class Call:
         if self._released:
             return
         self._released = True
+        if self._timer is not None:
+            self._timer.cancel()
         answer = self._answer
         clean = self.request_done and answer.done and answer.reusable and not answer.buffered_bytes
-        connection, self._connection = self._connection, Connection()  # a stale handle reaches nobody
+        connection, self._connection = self._connection, _NOBODY
         connection.listen(None)
         clean = clean and self._error is None and not connection.write_paused
         self._hand_back(self._origin, connection, clean)
@@ -214,20 +236,31 @@ class Call:
         if self._error is not None:
             raise self._error
         self._progress = self._loop.time()
+        self._seconds, self._silence = seconds, silence
+        if self._timer is None or self._progress + seconds < self._timer_ends:
+            self._look_after(seconds)
         self._waiter = self._loop.create_future()
-        self._timer = self._loop.call_later(seconds, self._check, seconds, silence)
         try:
             await self._waiter
         finally:
             self._waiter = None
-            self._timer.cancel()
 
-    def _check(self, seconds: float, silence: str) -> None:
-        left = self._progress + seconds - self._loop.time()
+    def _look_after(self, seconds: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer_ends = self._loop.time() + seconds
+        self._timer = self._loop.call_later(seconds, self._look)
+
+    def _look(self) -> None:
+        """Fail if the deadline has passed. The timer goes on from one wait to the next: a stream waits for each piece."""
+        self._timer = None
+        if self._waiter is None:
+            return
+        left = self._progress + self._seconds - self._loop.time()
         if left > 0:
-            self._timer = self._loop.call_later(left, self._check, seconds, silence)
+            self._look_after(left)
         else:
-            self._fail(UpstreamTimeout(f"{silence} for {seconds:g} s", written=self.written))
+            self._fail(UpstreamTimeout(f"{self._silence} for {self._seconds:g} s", written=self.written))
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():

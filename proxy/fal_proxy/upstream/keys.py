@@ -49,8 +49,7 @@ class Key:
         self.weight = key.weight
         self.field = authorization(key.secret)
         self.id = blake2s(key.secret.reveal().encode(), digest_size=8).hexdigest()
-        public = public_half(key.secret)
-        self.shown = public[:_SHOWN_CHARS] + "…" if len(public) >= 2 * _SHOWN_CHARS else self.id
+        self.shown = shown(key.secret)
         self.turn = 0
         self.fault: Fault | None = None
         self.refusals = 0  # in a row
@@ -72,6 +71,14 @@ class Key:
                 self._pool.set_aside(self, fault)
         elif self.fault is not None and (status < 400 or from_job) and (paid or self.fault is Fault.INVALID):
             self._pool.take_back(self)
+
+
+def shown(key: Secret) -> str:
+    """Return what people may see of a key: the beginning of its id, as fal's dashboard shows it, else a hash."""
+    public = public_half(key)
+    if len(public) >= 2 * _SHOWN_CHARS:
+        return public[:_SHOWN_CHARS] + "…"
+    return blake2s(key.reveal().encode(), digest_size=8).hexdigest()
 
 
 class KeyPool:
@@ -121,6 +128,12 @@ class KeyPool:
         if best.fault is not None:
             best.resting_until = now + TRIAL_SECONDS
         return best
+
+    def accepted(self) -> list[Key]:
+        """Return the keys that fal does not refuse, for questions that are free: nobody's turn passes."""
+        if self._clock() >= self._look_at:
+            self.look()
+        return [key for key in self._active if key.fault is None]
 
     def of_job(self, key_id: str) -> Key:
         """Return the key that submitted a job, even if it left the file or is locked; else one whose turn it is.

@@ -1,7 +1,9 @@
-"""Calls of our own, to services that the operator names: small questions with small answers, soon or not at all.
+"""Calls of our own, to services that the operator names and to fal's platform API: small questions with small answers,
+soon or not at all.
 
 A general HTTP client with its habits switched off: no proxy variables or netrc, no cookies kept, no redirects, no
-decompression. It never sees the fal key, and nothing of it is ever relayed: that is the engine's.
+decompression. It sees a fal key only where `platform_api` asks with one, and nothing of it is ever relayed: that is the
+engine's.
 """
 
 from __future__ import annotations
@@ -35,6 +37,7 @@ class OwnAnswer(NamedTuple):
 
     status: int
     body: bytes
+    date: str = ""  # the field of that name: what their clock says
 
 
 class OwnCalls:
@@ -66,14 +69,14 @@ class OwnCalls:
 
     async def _get(self, url: str, headers: Sequence[tuple[bytes, bytes]]) -> OwnAnswer:
         async with self._client.stream("GET", url, headers=list(headers)) as response:
-            body = bytearray()
+            body, date = bytearray(), response.headers.get("date", "")
             async for piece in response.aiter_raw():
                 body += piece
                 if len(body) > self._max_bytes:
                     if response.status_code != 200:
-                        return OwnAnswer(response.status_code, b"")
+                        return OwnAnswer(response.status_code, b"", date)
                     raise OwnCallError(f"the answer exceeds {self._max_bytes} bytes")
-            return OwnAnswer(response.status_code, bytes(body))
+            return OwnAnswer(response.status_code, bytes(body), date)
 
     async def close(self) -> None:
         """Close every connection."""

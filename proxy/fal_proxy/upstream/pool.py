@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Callable
@@ -17,8 +18,12 @@ class Poolable(Protocol):
     """What the pool asks of a connection."""
 
     @property
+    def open(self) -> bool:
+        """Say whether it has not ended, as far as is known."""
+
+    @property
     def usable(self) -> bool:
-        """Say whether a new request may be written."""
+        """Say whether a new request may be written; this asks the system."""
 
     def close(self) -> None:
         """Close without ceremony."""
@@ -40,6 +45,7 @@ class Pool(Generic[OriginT, ConnectionT]):
     ) -> None:
         self._idle: dict[OriginT, deque[tuple[float, ConnectionT]]] = {}
         self._count = 0
+        self._next_end = math.inf  # when the first of them expires, or before
         self._max_idle = max_idle
         self._idle_seconds = idle_seconds
         self._clock = clock
@@ -49,7 +55,8 @@ class Pool(Generic[OriginT, ConnectionT]):
 
     def take(self, origin: OriginT) -> ConnectionT | None:
         """Return the connection that was used last and is still usable, or None."""
-        self.expire()
+        if self._clock() >= self._next_end:
+            self.expire()
         idle = self._idle.get(origin)
         while idle:
             _, connection = idle.pop()
@@ -61,21 +68,29 @@ class Pool(Generic[OriginT, ConnectionT]):
 
     def put(self, origin: OriginT, connection: ConnectionT) -> None:
         """Keep a connection for the next request, or close it when there is no room."""
-        if self._count >= self._max_idle or not connection.usable:
+        if self._count >= self._max_idle or not connection.open:
             connection.close()
             return
-        self._idle.setdefault(origin, deque()).append((self._clock(), connection))
+        now = self._clock()
+        idle = self._idle.get(origin)
+        if idle is None:
+            idle = self._idle[origin] = deque()
+        idle.append((now, connection))
         self._count += 1
+        self._next_end = min(self._next_end, now + self._idle_seconds)
 
     def expire(self) -> None:
         """Close what has been idle for too long; the oldest lie at the left."""
         horizon = self._clock() - self._idle_seconds
+        self._next_end = math.inf
         for origin in list(self._idle):
             idle = self._idle[origin]
-            while idle and (idle[0][0] <= horizon or not idle[0][1].usable):
+            while idle and (idle[0][0] <= horizon or not idle[0][1].open):
                 idle.popleft()[1].close()
                 self._count -= 1
-            if not idle:
+            if idle:
+                self._next_end = min(self._next_end, idle[0][0] + self._idle_seconds)
+            else:
                 del self._idle[origin]
 
     def close(self) -> None:

@@ -33,7 +33,7 @@ PER_HOST = 4
 ATTEMPT_SECONDS = 15.0
 ANSWER_BYTES = 64 * 1024  # that are read, so that the receiver's connection ends well; nobody looks at them
 # After the first attempt, the second, …; then it is a dead letter. Up to a tenth is added.
-PAUSES = (5.0, 30.0, 300.0, 1800.0, 2 * 3600.0, 5 * 3600.0, 10 * 3600.0)
+PAUSES: tuple[float, ...] = (5.0, 30.0, 300.0, 1800.0, 2 * 3600.0, 5 * 3600.0, 10 * 3600.0)
 JITTER = 0.1
 TICK_SECONDS = 1.0
 LOOK_SECONDS = 10.0  # at how much is kept, for metrics

@@ -1,0 +1,179 @@
+"""One request and its answer, as ASGI sees them: messages become bytes, few writes, and no more than the caller takes.
+
+What an application may do wrong is judged by uvicorn. A head waits for the first piece of its body until the loop has
+gone round once, so that a small answer is one write; pieces of a body pass both ways as they came.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+from typing import TYPE_CHECKING, cast
+
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from uvicorn._types import ASGIReceiveEvent, ASGISendEvent, HTTPResponseBodyEvent, HTTPResponseStartEvent, HTTPScope
+    from uvicorn.protocols.http.flow_control import FlowControl
+
+MAX_WAITING_BYTES = 256 * 1024  # of a request, and one read of the socket more, before we read no further
+PIECE_BYTES = 128 * 1024  # of a long piece of the answer; the next one goes when the caller has taken this
+_FRAMING = frozenset([b"content-length", b"transfer-encoding", b"connection"])
+_CONTROLS = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
+_log = logging.getLogger("uvicorn.error")
+
+
+class Cycle(RequestResponseCycle):
+    """One request and its answer."""
+
+    def __init__(
+        self,
+        scope: HTTPScope,
+        transport: asyncio.Transport,
+        flow: FlowControl,
+        loop: asyncio.AbstractEventLoop,
+        expect_100_continue: bool,
+        keep_alive: bool,
+        on_response: Callable[[], None],
+    ) -> None:
+        # What uvicorn's own would set, without its detour through a dozen arguments.
+        self.scope, self.transport, self.flow, self.on_response = scope, transport, flow, on_response
+        self.logger = _log
+        self.message_event = asyncio.Event()
+        self.disconnected = self.response_started = self.response_complete = False
+        self.keep_alive, self.waiting_for_100_continue = keep_alive, expect_100_continue
+        self.more_body = True
+        self.chunked_encoding: bool | None = None
+        self.expected_content_length = 0
+        self._loop = loop
+        self._head = b""  # not written yet
+        self._received: list[bytes] = []
+        self.waiting_bytes = 0
+
+    def take(self, body: bytes) -> None:
+        """Take a piece of the request's body, which the application has not asked for yet."""
+        self._received.append(body)
+        self.waiting_bytes += len(body)
+        if self.waiting_bytes > MAX_WAITING_BYTES:
+            self.flow.pause_reading()
+        self.message_event.set()
+
+    async def receive(self) -> ASGIReceiveEvent:
+        """Return the next ASGI message: all of the body that waits, as it came if it is one piece."""
+        if self.waiting_for_100_continue and not self.transport.is_closing():
+            self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            self.waiting_for_100_continue = False
+        if not (self.disconnected or self.response_complete):
+            if self.flow.read_paused:
+                self.flow.resume_reading()
+            await self.message_event.wait()
+            self.message_event.clear()
+        if self.disconnected or self.response_complete:
+            return {"type": "http.disconnect"}
+        pieces, self._received = self._received, []
+        self.waiting_bytes = 0
+        body = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        return {"type": "http.request", "body": body, "more_body": self.more_body}
+
+    async def send(self, message: ASGISendEvent) -> None:
+        """Take one ASGI message."""
+        if self.flow.write_paused and not self.disconnected:
+            await self.flow.drain()
+        if self.disconnected:
+            return
+        if self.response_complete:
+            raise RuntimeError(f"{message['type']} after the end of the answer")
+        if message["type"] == "http.response.start" and not self.response_started:
+            self._begin(message)
+        elif message["type"] == "http.response.body" and self.response_started:
+            await self._go_on(message)
+        else:
+            raise RuntimeError(f"{message['type']} out of its order")
+
+    def _begin(self, message: HTTPResponseStartEvent) -> None:
+        self.response_started = True
+        self.waiting_for_100_continue = False
+        status = message["status"]
+        lines = [STATUS_LINE[status]]
+        closes = False
+        for name, value in message.get("headers", ()):
+            lines.append(b"%b: %b\r\n" % (name, value))
+            if name in _FRAMING:
+                closes = self._note_framing(name, value) or closes
+        if not self.keep_alive and not closes:
+            lines.append(b"connection: close\r\n")
+        if self.chunked_encoding is None and self.scope["method"] != "HEAD" and status not in (204, 304):
+            self.chunked_encoding = True
+            lines.append(b"transfer-encoding: chunked\r\n")
+        lines.append(b"\r\n")
+        head = b"".join(lines)
+        count = len(lines)
+        if head.count(b"\n") != count or head.count(b"\r") != count or _CONTROLS.search(head):
+            raise RuntimeError("a field of the answer holds a control character")
+        self._head = head
+        self._loop.call_soon(self.flush)
+
+    def _note_framing(self, name: bytes, value: bytes) -> bool:
+        """Note how the body is framed; say whether the field closes the connection."""
+        if name == b"content-length":
+            if self.chunked_encoding is None:
+                self.expected_content_length = int(value)
+                self.chunked_encoding = False
+        elif name == b"transfer-encoding":
+            self.expected_content_length = 0
+            self.chunked_encoding = value.lower() == b"chunked" or None
+        elif b"close" in [token.strip().lower() for token in value.split(b",")]:
+            self.keep_alive = False
+            return True
+        return False
+
+    async def _go_on(self, message: HTTPResponseBodyEvent) -> None:
+        body: bytes = message.get("body", b"")
+        more = message.get("more_body", False)
+        if len(body) > PIECE_BYTES:
+            whole = cast("bytes", memoryview(body))  # a view does here what bytes do, and copies nothing
+            last_from = (len(body) - 1) // PIECE_BYTES * PIECE_BYTES
+            for start in range(0, last_from, PIECE_BYTES):
+                self._write(self._framed(whole[start : start + PIECE_BYTES]))
+                if self.flow.write_paused and not self.disconnected:
+                    await self.flow.drain()
+                if self.disconnected:
+                    return
+            body = whole[last_from:]
+        last = self._framed(body)
+        if more:
+            self._write(last)
+            return
+        if self.expected_content_length:
+            raise RuntimeError("the answer is shorter than its Content-Length")
+        self._write(b"%b0\r\n\r\n" % last if self.chunked_encoding and self.scope["method"] != "HEAD" else last)
+        self.response_complete = True
+        self.message_event.set()
+        if not self.keep_alive:
+            self.transport.close()
+        self.on_response()
+
+    def _framed(self, body: bytes) -> bytes:
+        """Return a piece of the body as it goes over the wire. Raises RuntimeError beyond the announced length."""
+        if self.scope["method"] == "HEAD":
+            self.expected_content_length = 0
+            return b""
+        if self.chunked_encoding:
+            return b"%x\r\n%b\r\n" % (len(body), body) if body else b""
+        if len(body) > self.expected_content_length:
+            raise RuntimeError("the answer is longer than its Content-Length")
+        self.expected_content_length -= len(body)
+        return body
+
+    def _write(self, data: bytes) -> None:
+        head, self._head = self._head, b""
+        if head or data:
+            self.transport.write(head + data if head else data)
+
+    def flush(self) -> None:
+        """Write a head whose body has not come yet."""
+        if self._head and not self.disconnected and not self.transport.is_closing():
+            self._write(b"")

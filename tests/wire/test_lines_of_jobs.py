@@ -1,0 +1,117 @@
+"""Lines name fal's own request ids, and what the settler charges has a line too: so lines can be held against bills."""
+
+from __future__ import annotations
+
+import pytest
+
+from support.limited import (
+    APP,
+    COMPLETED,
+    NAMED,
+    RUN,
+    STREAM,
+    SUBMIT,
+    Limit,
+    cancel,
+    events,
+    limiting,
+    refused,
+    result,
+    said,
+    status,
+    status_stream,
+    units,
+    wide,
+)
+from support.lines import Lines, samples, total
+from support.scripts import ok
+
+limit = limiting
+PLAN = wide(budget="1.00/day")
+PRICES = {"default": 0.04}
+UUID = "00000000-0000-4000-8000-00000000abcd"
+
+NAMES = [
+    (RUN, "run", ok(b"{}", b"x-fal-request-id: " + UUID.encode()), UUID, "the answer's own id"),
+    (STREAM, "stream", events(b"1").replace(b"\r\n", b"\r\nx-fal-request-id: s-1\r\n", 1), "s-1", "a stream's head"),
+    (RUN, "run", ok(b"{}"), None, "an answer of something before the app"),
+    (RUN, "run", ok(b"{}", b"x-fal-request-id: " + b"x" * 200), "x" * 128, "bounded"),
+    (RUN, "run", ok(b"{}", b"x-fal-request-id: a\xc2\x9b1"), "a\xc2\N{REPLACEMENT CHARACTER}1", "printable"),
+    (SUBMIT, "submit", None, "job-1", "the id in the body"),
+    (SUBMIT, "submit", ok(b'{"request_id":"real"}', b"x-fal-request-id: gateway"), "real", "the body's wins"),
+]
+
+
+@pytest.mark.parametrize(("asked", "kind", "say", "named", "why"), NAMES)
+async def test_line_names_the_request_that_fal_answered(
+    asked: tuple[str, str], kind: str, say: bytes | None, named: str | None, why: str, limit: Limit, lines: Lines
+) -> None:
+    running, fal = await limit(PLAN, prices=PRICES)
+    if say is not None:
+        fal.says[kind] = say
+    assert (await running.ask(asked, running.ada)).status == 200
+    [line] = await lines.exactly(1)
+    assert (line["kind"], line["request_id"]) == (kind, named), why
+
+
+async def test_lines_about_a_job_name_the_job_whatever_the_answer_is_called(limit: Limit, lines: Lines) -> None:
+    running, fal = await limit(PLAN, prices=PRICES)
+    job = await running.submit(running.ada)
+    fal.says["result"] = said(400, b"{}", b"x-fal-request-id: another")
+    for asked in (status(job), status_stream(job), result(job), cancel(job)):
+        await running.ask(asked, running.ada)
+    written = await lines.exactly(5)
+    assert [line["request_id"] for line in written] == [job] * 5
+    refused(await running.ask(status("nobodys"), running.ada), 404, "unknown_request")
+    assert (await lines.exactly(6))[-1]["request_id"] == "nobodys", "support can see what was asked for"
+
+
+SETTLED = [
+    (ok(b"{}", units("2"), NAMED), "2", 80_000, "fal billed"),
+    (ok(), None, 40_000, "no word about money"),
+    (said(422, b"{}", NAMED, units("0")), "0", 0, "failed and free"),
+]
+
+
+@pytest.mark.parametrize(("answer", "billed", "cost", "why"), SETTLED)
+async def test_what_the_settler_learns_leaves_a_line_and_is_counted(
+    answer: bytes, billed: str | None, cost: int, why: str, limit: Limit, lines: Lines
+) -> None:
+    running, fal = await limit(PLAN, prices=PRICES)
+    job = await running.submit(running.ada)
+    fal.says.update(status=COMPLETED, result=answer)
+    running.clock.advance(10)
+    await running.turn()
+    submitted, settled = await lines.exactly(2)
+    assert submitted["cost_microusd"] is None
+    expected = {
+        "kind": "settled",
+        "request_id": job,
+        "endpoint": APP,
+        "units": billed,
+        "cost_microusd": cost,
+        "decision": "admitted",
+        "caller": None,
+    }
+    assert {name: settled[name] for name in expected} == expected, why
+    spent, reserved = await running.money(running.ada)
+    assert (spent, reserved) == (cost, 0), "the lines add up to the books"
+    assert total(samples(running.proxy.app), "fal_proxy_exchanges_total", kind="settled") == 1
+
+
+async def test_a_job_without_a_price_is_settled_without_a_cost(limit: Limit, lines: Lines) -> None:
+    running, fal = await limit(wide())
+    await running.submit(running.ada)
+    fal.says.update(status=COMPLETED, result=ok(b"{}", units("2"), NAMED))
+    running.clock.advance(10)
+    await running.turn()
+    settled = (await lines.exactly(2))[-1]
+    assert (settled["kind"], settled["units"], settled["cost_microusd"]) == ("settled", "2", None)
+
+
+async def test_a_settler_that_learns_nothing_leaves_no_line(limit: Limit, lines: Lines) -> None:
+    running, _ = await limit(PLAN, prices=PRICES)
+    await running.submit(running.ada)
+    running.clock.advance(10)
+    await running.turn()
+    await lines.exactly(1)

@@ -12,6 +12,7 @@ import msgspec
 from fal_proxy import check, client
 from fal_proxy.address_guard import AddressGuard
 from fal_proxy.admin import Admin
+from fal_proxy.admin.console import Console
 from fal_proxy.admission.gate import Gate
 from fal_proxy.admission.limits import compile_limits, parse_budget
 from fal_proxy.admission.rates import parse_rates
@@ -265,7 +266,9 @@ def create_app(
         hub = open_hub(settings, gateway, dialer, environ, folder, mailbox)
     except JournalError as error:
         raise Misconfigured([f"state.url: {error}"]) from error
-    admin = Admin(settings.admin.host, admin_token(environ, []), telemetry.metrics)
+    token = admin_token(environ, [])
+    admin = Admin(settings.admin.host, token, telemetry.metrics)
+    Console(gateway, can_act=token is not None, mailbox=hub.mailbox if hub else None).open(admin)
     if hub is not None:
         letters = DeadLetters(hub.mailbox)
         admin.show(DEAD_LETTERS.raw, letters.view)

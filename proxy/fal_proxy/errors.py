@@ -37,6 +37,7 @@ ERROR_TYPES: dict[str, ErrorType] = {
     "origin_denied": ErrorType(403, "the page that sent this is not ours and is not listed in cors.origins"),
     "endpoint_denied": ErrorType(403, "the caller's plan does not open this endpoint"),
     "webhook_denied": ErrorType(403, "`fal_webhook` names no host of `webhooks.allowed_hosts`, or not plainly"),
+    "blocked": ErrorType(403, "the operator has blocked this caller, or stopped everything that costs money"),
     "mode_off": ErrorType(403, "this deployment does not offer the feature"),
     "unknown_request": ErrorType(404, "no such request id, or somebody else's"),
     "not_found": ErrorType(404, "no such route"),

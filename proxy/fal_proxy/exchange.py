@@ -115,11 +115,12 @@ class Caller:
     @property
     def shown(self) -> str:
         """Return the form of the id that people, logs and metrics may see."""
-        return _shown(self.id)
+        return shown_of(self.id)
 
 
 @lru_cache(maxsize=4096)
-def _shown(caller_id: str) -> str:
+def shown_of(caller_id: str) -> str:
+    """Return the form of a caller's or a network's id that people, logs and metrics may see."""
     return blake2s(caller_id.encode(), digest_size=6).hexdigest()
 
 

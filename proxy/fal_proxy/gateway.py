@@ -172,6 +172,7 @@ class Gateway:
             return
         inbound = Inbound(receive, self.max_body_bytes, announced, on_departure)
         if target.kind is Kind.UPLOAD_TOKEN:
+            await self.gate.judge_blocked(caller)
             await self.uploads.answer_token(request, caller, inbound, reply)
             return
         outgoing = self._prepare(request, target, plan, announced, addressed)
@@ -215,9 +216,8 @@ class Gateway:
 
     async def _answer_preflight(self, request: Request, accepted: bool | None, reply: Reply) -> None:
         if not accepted:
-            raise Refusal(
-                "origin_denied", "this origin may not use the proxy; the operator can list it in cors.origins"
-            )
+            detail = "this origin may not use the proxy; the operator can list it in cors.origins"
+            raise Refusal("origin_denied", detail)
         granted = fields.preflight(request.one(b"access-control-request-headers") or b"")
         if granted is None:
             raise Refusal("bad_request", "Access-Control-Request-Headers is no list of header names")
@@ -225,18 +225,19 @@ class Gateway:
 
     async def _answer_me(self, request: Request, caller: Caller, accepted: bool | None, reply: Reply) -> None:
         """Tell the caller where they stand; costs nothing."""
-        self.judge_ordinary(request, caller, accepted)
+        await self.judge_ordinary(request, caller, accepted)
         about = {"id": caller.shown, "plan": caller.plan, "source": caller.source}
         await reply.own(200, msgspec.json.encode(about | await self.gate.standing(caller, caller.plan)))
 
-    def judge_ordinary(self, request: Request, caller: Caller, accepted: bool | None) -> None:
-        """Judge what relays nothing and costs nothing: its address, method, page and plan."""
+    async def judge_ordinary(self, request: Request, caller: Caller, accepted: bool | None) -> None:
+        """Judge what relays nothing and costs nothing: its address, method, page, plan and block."""
         self.guard.hit(self.trusted_proxies.client_network(request.peer, request.headers))
         if request.method != "GET" or request.query is not None:
             raise Refusal("method_not_allowed", "this route takes GET, without a query", headers=((b"allow", b"GET"),))
         judge_cross_site(caller, request, origin_accepted=accepted, header_form=True)
         if caller.plan not in self.plans:
             raise Refusal("endpoint_denied", f"there is no plan called {caller.plan!r}")
+        await self.gate.judge_blocked(caller)
 
     async def _answer_ticket(
         self, request: Request, target: Target, caller: Caller, inbound: Inbound, reply: Reply
@@ -270,10 +271,9 @@ class Gateway:
     def _account(
         self, grant: Grant, lease: Lease | None, exchange: Exchange, caller: Caller, target: Target, key: Key
     ) -> Account | LeaseAccount:
-        store = self.gate.store
         if lease is None:
-            return Account(store, grant, exchange, caller, target, charge_for, key.id)
-        return LeaseAccount(store, grant, lease, exchange, caller, charge_for, key.id, self.settler.hold)
+            return Account(self.gate.store, grant, exchange, caller, target, charge_for, key.id)
+        return LeaseAccount(self.gate.store, grant, lease, exchange, caller, charge_for, key.id, self.settler.hold)
 
     async def _judge_input(
         self, request: Request, target: Target, plan: str, inbound: Inbound, outgoing: Outgoing

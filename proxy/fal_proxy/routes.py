@@ -49,9 +49,20 @@ AUTHORIZE = Served(
 )
 HEALTH = Served("root", "GET, HEAD", "/healthz", "200 while the process lives")
 READY = Served("root", "GET, HEAD", "/readyz", "200, or 503 with reasons: no usable key, no store, the end is near")
-OVERVIEW = Served("admin", "GET, HEAD", "/", "version, requests in progress, the routes")
+OVERVIEW = Served("admin", "GET, HEAD", "/", "browsers: the page; else version, requests in progress, the routes")
+PAGE = Served("admin", "GET, HEAD", "/page/{file}", "what the page loads; needs no token")
 METRICS = Served("admin", "GET, HEAD", "/metrics", "Prometheus")
 DEAD_LETTERS = Served("admin", "GET, HEAD", "/webhooks/dead-letters", "deliveries given up, newest first")
+USAGE = Served("admin", "GET, HEAD", "/usage", "the last hour and day of this process, and what is live, as JSON")
+EXPORT = Served("admin", "GET, HEAD", "/usage.csv", "the last day's hours, for a spreadsheet")
+STOP_PAID = Served("admin", "POST", "/paid/stop", "refuse everything that fal bills; needs the admin token")
+RESUME_PAID = Served("admin", "POST", "/paid/resume", "allow it again; needs the admin token")
+CALLER = Served("admin", "GET, HEAD", "/callers/{caller}", "one caller, by the short hash of access lines")
+BLOCK = Served("admin", "POST", "/callers/{caller}/block", "refuse the caller everything; needs the admin token")
+UNBLOCK = Served("admin", "POST", "/callers/{caller}/unblock", "end that; needs the admin token")
+RESET = Served(
+    "admin", "POST", "/callers/{caller}/reset", "forget the caller's hits and spending; needs the admin token"
+)
 RETRY = Served("admin", "POST", "/webhooks/dead-letters/{number}/retry", "make one due now; needs the admin token")
 
 ROUTES = (
@@ -67,7 +78,16 @@ ROUTES = (
     HEALTH,
     READY,
     OVERVIEW,
+    PAGE,
     METRICS,
+    USAGE,
+    EXPORT,
+    CALLER,
+    STOP_PAID,
+    RESUME_PAID,
+    BLOCK,
+    UNBLOCK,
+    RESET,
     DEAD_LETTERS,
     RETRY,
 )

@@ -107,6 +107,7 @@ class Storage:
         if request.query is not None or upload.upload_id or upload.multipart is not bool(step):
             raise Refusal("not_found", "this upload has no such part, and no query")
         _judge_method(request.method, "POST" if step == _COMPLETE else "PUT")
+        await self.gateway.gate.judge_blocked(upload.known())
         path = upload.path + (f"/{step}" if step else "")
         target = Target(
             upload.host.encode(),
@@ -268,6 +269,7 @@ class Storage:
         plan = gateway.plans.get(caller.plan) or closed_plan(caller.plan)
         if not plan.known:
             raise Refusal("endpoint_denied", f"there is no plan called {plan.name!r}")
+        await gateway.gate.judge_blocked(caller)
         return caller
 
     def _note(self, arrival: Arrival, caller: Caller) -> None:

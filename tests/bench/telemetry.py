@@ -47,11 +47,12 @@ def main() -> None:
         figures = {
             "an access line": microseconds(lambda: access.write(exchange)),
             "a metrics update": microseconds(lambda: telemetry.metrics.count(exchange)),
+            "the rollup": microseconds(lambda: telemetry.rollup.count(exchange)),
             "begin and finish": microseconds(lambda: telemetry.finish(telemetry.begin())),
         }
         lines.flush()
     for name, figure in figures.items():
-        sys.stdout.write(f"{name}: {figure:.1f} us\n")
+        sys.stdout.write(f"{name}: {figure:.2f} us\n")
 
 
 if __name__ == "__main__":

@@ -8,10 +8,12 @@ from __future__ import annotations
 import asyncio
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
 from browser.chromium import Browser, installed, launched
+from browser.operating import office
 from browser.playing import playing
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -30,6 +32,24 @@ async def take(browser: Browser, url: str, folder: Path) -> None:
             picture.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(folder / file, optimize=True)
 
 
+async def take_admin(browser: Browser, folder: Path, temporary: Path) -> None:
+    """Write the operator's picture to `folder`."""
+    target = folder / "admin.png"
+    async with office(temporary, past=True) as here:
+        options = {"viewport": {"width": 1200, "height": 1000}}
+        given: dict[str, Any] = {
+            "url": here.url,
+            "token": "",
+            "caller": "",
+            "state": "day",
+            "target": str(target),
+            "whole": False,
+        }
+        await browser.play("operator.mjs", "screenshot", options=options, **given)
+    with Image.open(target) as picture:
+        picture.convert("RGB").quantize(64, dither=Image.Dither.NONE).save(target, optimize=True)
+
+
 def main() -> None:
     """Take the pictures."""
     with tempfile.TemporaryDirectory() as folder:
@@ -37,6 +57,7 @@ def main() -> None:
         with launched(node, chromium, Path(folder)) as browser, playing(Path(folder)) as dev:
             DOCS.mkdir(exist_ok=True)
             asyncio.run(take(browser, dev.url, DOCS))
+            asyncio.run(take_admin(browser, DOCS, Path(folder)))
 
 
 if __name__ == "__main__":

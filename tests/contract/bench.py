@@ -42,10 +42,11 @@ class Bench:
         amount: int = 0,
         owns: Owns | None = None,
         entry_id: str | None = None,
+        marks: tuple[str, ...] = (),
     ) -> Verdict:
         """Ask for one admission."""
         name = f"entry-{next(self._ids)}" if entry_id is None else entry_id
-        return await self.store.admit(Ask(owns, rates, concurrency, budgets, amount, "0.025", name))
+        return await self.store.admit(Ask(owns, rates, concurrency, budgets, amount, "0.025", name, marks=marks))
 
     async def submit(self, number: int, *owners: str, apps: tuple[str, ...] = (APP,), entry_id: str = "") -> Record:
         """Record an ownership, as after a submit."""

@@ -17,7 +17,8 @@ PERIODS: list[Period] = ["hour", "day", "week", "month", "total"]
 RATES = [Rate("a", 3, 60), Rate("a", 9, 3600), Rate("b", 2, 7)]
 SLOTS = [Concurrency("a", 2), Concurrency("b", 4)]
 BUDGETS = [Budget("a", 100, period) for period in PERIODS]
-ALL = Question(tuple(RATES), tuple(SLOTS), tuple(BUDGETS))
+MARKS = ("a", "b")
+ALL = Question(tuple(RATES), tuple(SLOTS), tuple(BUDGETS), MARKS)
 
 number = st.integers(0, 9)
 step = st.one_of(
@@ -30,6 +31,8 @@ step = st.one_of(
     st.tuples(st.just("hasten"), number),
     st.tuples(st.just("due"), st.integers(0, 3)),
     st.tuples(st.just("extend"), st.sampled_from(["a", "b"]), st.sampled_from([0, 7.5, 60])),
+    st.tuples(st.sampled_from(["mark", "unmark"]), st.sampled_from(MARKS)),
+    st.tuples(st.just("forget"), st.sets(st.sampled_from(RATES)), number),
     st.tuples(st.just("pass"), st.sampled_from([0.5, 7.0, 10.0, 59.0])),
     st.tuples(st.just("wait"), st.sampled_from([1200, 3600, 86400])),
 )
@@ -41,8 +44,18 @@ async def taken(store: Store, name: str, entry: str, move: tuple[Any, ...]) -> o
     if kind == "admit":
         rates, slots, amount, budgets = values
         chosen = tuple(budget for place, budget in enumerate(BUDGETS) if budgets & (1 << place))
+        marks = MARKS[amount % 3 :]
         return await store.admit(
-            Ask(None, tuple(sorted(rates, key=str)), tuple(sorted(slots, key=str)), chosen, amount * 7, "1", name)
+            Ask(
+                None,
+                tuple(sorted(rates, key=str)),
+                tuple(sorted(slots, key=str)),
+                chosen,
+                amount * 7,
+                "1",
+                name,
+                marks=marks,
+            )
         )
     if kind == "read":
         app = "app" if values[1] else "other"
@@ -55,6 +68,12 @@ async def taken(store: Store, name: str, entry: str, move: tuple[Any, ...]) -> o
         await store.completed(f"request-{values[0]}")
     if kind == "hasten":
         await store.hasten(f"request-{values[0]}")
+    if kind in ("mark", "unmark"):
+        await (store.mark if kind == "mark" else store.unmark)(values[0])
+        return await store.marks()
+    if kind == "forget":
+        budgets = tuple(budget for place, budget in enumerate(BUDGETS) if values[1] & (1 << place))
+        await store.forget(Question(tuple(values[0]), (), budgets))
     if kind == "extend":
         return await store.extend(*values)
     if kind == "due":

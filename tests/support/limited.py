@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -250,14 +250,18 @@ async def limited(
     mailbox: Mailbox | None = None,
     user_key: str | None = None,
     sock: socket.socket | None = None,
+    more: Mapping[str, str] | None = None,
 ) -> AsyncIterator[Limited]:
-    """Run a proxy that counts in `store`, by default in memory by `clock`; `user_key` is ada's from an earlier one."""
+    """Run a proxy that counts in `store`, by default in memory by `clock`; `user_key` is ada's from an earlier one.
+
+    `more` is added to its environment.
+    """
     clock = clock or Clock()
     settings = settings or limits(folder)
     user_key = user_key or add(folder / "users.toml", "ada", "default")
     base = upstream if isinstance(upstream, str) else f"http://127.0.0.1:{upstream.port}"
     secrets = {"FAL_PROXY_SECRET": SIGNING_SECRET, "FAL_PROXY_WEBHOOK_SECRET": WEBHOOK_SECRET}
-    environ = {**secrets, "FAL_PROXY_UPSTREAM": base}
+    environ = {**secrets, "FAL_PROXY_UPSTREAM": base, **(more or {})}
     if store is None and settings.state.url == "memory://":
         store = MemoryStore(clock=clock)
     with pytest.MonkeyPatch.context() as patch:

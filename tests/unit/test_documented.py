@@ -23,7 +23,7 @@ from fal_proxy.client import FILES
 from fal_proxy.emulator.faults import FaultKind
 from fal_proxy.errors import ERROR_TYPES
 from fal_proxy.loading import ENV_PREFIX, Finding, build, overlay
-from fal_proxy.routes import ME, ROUTES, Served, route_of
+from fal_proxy.routes import ME, PAGE, ROUTES, Served, route_of
 from fal_proxy.settings import Settings, Storage, Webhooks
 from fal_proxy.telemetry.metrics import METRICS
 from support.documents import README, commands, shown
@@ -148,8 +148,14 @@ def test_the_app_answers_exactly_the_routes_of_the_list(everything: App) -> None
     own = {route.segment for route in of("mount") if not route.segment.startswith(b"{")}
     assert by_segment | files | {b"me", b""} == own
     admin = everything.admin
-    shown_there = {path.decode() for path in admin._views}
-    acted_on = {f"{before.decode()}{{number}}{after.decode()}" for before, after in admin._actions}
+    named = {"<number>": "{number}", "<caller>": "{caller}"}
+    about = {
+        method: {each.before + named[each.named] + each.after for each in admin._routes if each.method == method}
+        for method in ("GET", "POST")
+    }
+    pages = {PAGE.path if path.startswith(PAGE.around[0]) else path.decode() for path in admin._page}
+    shown_there = {path.decode() for path in admin._views} | about["GET"] | pages
+    acted_on = {path.decode() for path in admin._actions} | about["POST"]
     assert shown_there == {route.path for route in of("admin") if "POST" not in route.methods}
     assert acted_on == {route.path for route in of("admin") if "POST" in route.methods}
 

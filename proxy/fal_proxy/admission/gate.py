@@ -15,6 +15,7 @@ from typing import Any
 
 import msgspec
 
+from fal_proxy.admission.blocks import blocked, marks_of
 from fal_proxy.admission.jobs import app_of
 from fal_proxy.admission.leases import Lease
 from fal_proxy.admission.ledger import is_reserving
@@ -78,11 +79,12 @@ class Gate:
         price: str,
         lease: Lease | None = None,
     ) -> Grant:
-        """Admit and reserve, or raise Refusal: unknown_request, rate_limited, concurrency_limited, budget_exhausted,
-        store_unavailable.
+        """Admit and reserve, or raise Refusal: blocked, unknown_request, rate_limited, concurrency_limited,
+        budget_exhausted, store_unavailable.
         """
         class_ = lease.class_ if lease else class_of(target.kind)
         if class_ is None:
+            await self.judge_blocked(caller)
             return Grant()
         reserving = is_reserving(target.kind) or lease is not None
         holds = lease is None or lease.holds
@@ -109,6 +111,7 @@ class Gate:
             f"{self._process}{next(self._count):x}" if reserving else "",
             target.kind is Kind.SUBMIT or (lease is not None and lease.holds),
             len(own.each),
+            marks_of(caller, paid=target.kind.traits.paid),
         )
         try:
             verdict = await self.store.admit(ask)
@@ -122,22 +125,66 @@ class Gate:
         return Grant(ask.entry_id, price, amount_microusd, own.told(verdict.rates[: len(own.each)]), record)
 
     async def lease(self, caller: Caller, plan: str, amount_microusd: int) -> None:
-        """Charge for more of something that goes on. Raises Refusal: budget_exhausted, store_unavailable."""
+        """Charge for more of something that goes on. Raises Refusal: blocked, budget_exhausted, store_unavailable."""
         subjects = self._subjects(caller, plan)
         owned = [budget for subject, terms in subjects if (budget := terms.budget_of(subject)) is not None]
         budgets = (*owned, *self._shared[plan])
-        if not (budgets and amount_microusd):
-            return
-        entry_id = f"{self._process}{next(self._count):x}"
-        ask = Ask(budgets=budgets, amount_microusd=amount_microusd, entry_id=entry_id)
+        costs = bool(budgets and amount_microusd)
+        entry_id = f"{self._process}{next(self._count):x}" if costs else ""
+        ask = Ask(
+            budgets=budgets if costs else (),
+            amount_microusd=amount_microusd if costs else 0,
+            entry_id=entry_id,
+            marks=marks_of(caller, paid=True),
+        )
         try:
             verdict = await self.store.admit(ask)
-            if verdict.denied is None:
+            if verdict.denied is None and costs:
                 await self.store.settle(entry_id, Outcome.AS_RESERVED)
         except StoreUnavailable as error:
+            if not costs:
+                return  # nothing would have to be counted, and what was stopped is heard of with the next renewal
             raise unavailable() from error
         if verdict.denied is not None:
             raise _refusal(verdict, ask, caller, subjects[0][1].rates["submit"])
+
+    async def judge_blocked(self, caller: Caller) -> None:
+        """Judge what is counted nowhere, and so works while the store is away. Raises Refusal blocked."""
+        names = marks_of(caller, paid=False)
+        try:
+            standing = await self.store.standing(Question(marks=names))
+        except StoreUnavailable:
+            return
+        for name, is_marked in zip(names, standing.marked, strict=True):
+            if is_marked:
+                raise blocked(name)
+
+    async def marks(self) -> Mapping[str, float]:
+        """Return what is stopped, and since when. Raises Refusal store_unavailable."""
+        try:
+            return await self.store.marks()
+        except StoreUnavailable as error:
+            raise unavailable() from error
+
+    async def mark(self, name: str, *, stopped: bool) -> None:
+        """Stop what a mark names, or let it go on. Raises Refusal store_unavailable."""
+        try:
+            await (self.store.mark(name) if stopped else self.store.unmark(name))
+        except StoreUnavailable as error:
+            raise unavailable() from error
+
+    async def forget(self, caller: Caller, plan: str) -> None:
+        """Let the caller's own rates, and what is spent of the caller's own budget, begin at zero.
+
+        Raises Refusal store_unavailable.
+        """
+        subject, terms = self._subjects(caller, plan)[0]
+        rates = [rate for name in CLASSES for rate in terms.rates_of(subject, name)]
+        budget = terms.budget_of(subject)
+        try:
+            await self.store.forget(Question(tuple(rates), (), () if budget is None else (budget,)))
+        except StoreUnavailable as error:
+            raise unavailable() from error
 
     async def covered(self, name: str) -> float:
         """Return for how many seconds from now a lease is paid. Raises Refusal store_unavailable."""
@@ -163,7 +210,7 @@ class Gate:
         return verdict.denied is None
 
     async def standing(self, caller: Caller, plan: str) -> dict[str, Any]:
-        """Return where the caller stands, as `/me` shows it. Raises Refusal store_unavailable."""
+        """Return where the caller stands, as `/me` shows it, blocked or not. Raises Refusal store_unavailable."""
         subject, terms = self._subjects(caller, plan)[0]
         rates = [(name, rate) for name in CLASSES for rate in terms.rates_of(subject, name)]
         budget = terms.budget_of(subject)
@@ -216,6 +263,8 @@ def unknown() -> Refusal:
 
 def _refusal(verdict: Verdict, ask: Ask, caller: Caller, own: RateTerms) -> Refusal:
     denied, at = verdict.denied, verdict.at
+    if denied is Denial.MARKED:
+        return blocked(ask.marks[at])
     if denied is Denial.UNKNOWN_REQUEST:
         return unknown()
     if denied is Denial.RATE:

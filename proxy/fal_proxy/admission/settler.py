@@ -57,6 +57,11 @@ class Settler:
         self._renewed = 0.0
         self._held: dict[str, str] = {}  # entries by id, and the lease that each ends with
         self._looked = 0.0
+        self._turned: float | None = None
+
+    def since_turn_seconds(self) -> float | None:
+        """Return how long ago the last turn came to its end, None before the first."""
+        return None if self._turned is None else asyncio.get_running_loop().time() - self._turned
 
     def opened(self, entry_id: str) -> None:
         """Keep an entry alive while its request is being answered here."""
@@ -80,6 +85,7 @@ class Settler:
         while True:
             try:
                 await self.turn()
+                self._turned = asyncio.get_running_loop().time()
             except StoreUnavailable:
                 pass  # the store says so itself, and the next turn asks again
             except Exception:  # noqa: BLE001 -- one fault must not end the settling of everything else

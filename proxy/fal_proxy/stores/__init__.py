@@ -11,7 +11,7 @@ knows the entry that pays for it. Both are kept for RECORD_SECONDS at most.
 from __future__ import annotations
 
 import enum
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, Protocol
 
@@ -63,6 +63,7 @@ class Denial(enum.Enum):
     RATE = "rate_limited"
     CONCURRENCY = "concurrency_limited"
     BUDGET = "budget_exhausted"
+    MARKED = "blocked"
 
 
 class Ask(msgspec.Struct, frozen=True):  # made for every request: a struct costs a tenth of a frozen dataclass
@@ -77,6 +78,7 @@ class Ask(msgspec.Struct, frozen=True):  # made for every request: a struct cost
     entry_id: str = ""  # empty: nothing is reserved (reads, uploads)
     records: bool = False  # an ownership will have to be recorded
     told: int | None = None  # only the states of the first so many rates are wanted; a store may give more
+    marks: tuple[str, ...] = ()  # none of these names may be marked; judged before everything else
 
 
 class RateState(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -90,7 +92,7 @@ class Verdict(msgspec.Struct, frozen=True):
     """What the store decided; `denied` None means admitted and reserved."""
 
     denied: Denial | None = None
-    at: int = 0  # which of the rates, concurrency limits or budgets refused
+    at: int = 0  # which of the rates, concurrency limits, budgets or marks refused
     retry_seconds: float | None = None  # None: not before an operator acts
     rates: tuple[RateState, ...] = ()  # of an admission, and of a refusal by a rate
     record: Record | None = None
@@ -133,6 +135,7 @@ class Standing:
     rates: tuple[RateState, ...] = ()
     in_use: tuple[int, ...] = ()
     budgets: tuple[Usage, ...] = ()
+    marked: tuple[bool, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +153,7 @@ class Question:
     rates: tuple[Rate, ...] = ()
     concurrency: tuple[Concurrency, ...] = ()
     budgets: tuple[Budget, ...] = field(default=())
+    marks: tuple[str, ...] = ()
 
 
 class Store(Protocol):
@@ -196,6 +200,21 @@ class Store(Protocol):
         """Cover `name` for `seconds` from now, at least; return how many of the seconds to come were covered already.
 
         With 0 seconds it only asks. One step: of two that extend at once, the second finds what the first has covered.
+        """
+
+    async def mark(self, name: str) -> None:
+        """Let no admission that names it pass, here and in every other process; durable on return, until `unmark`."""
+
+    async def unmark(self, name: str) -> None:
+        """Take a mark away; nothing happens where there is none."""
+
+    async def marks(self) -> Mapping[str, float]:
+        """Return what is marked, and since when in the store's seconds."""
+
+    async def forget(self, question: Question) -> None:
+        """Let the question's rates count from zero, and so what its budgets have spent in the running period.
+
+        What is reserved and in progress stays. No later correction of what was spent before brings a budget below zero.
         """
 
     async def ping(self) -> None:

@@ -5,7 +5,7 @@ Whatever needs a budget or a recorded ownership still raises StoreUnavailable: f
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from fal_proxy.errors import StoreUnavailable
 from fal_proxy.stores import JOB_LEASE_SECONDS, Ask, Due, Outcome, Question, Record, Standing, Store, Verdict
@@ -56,7 +56,8 @@ class FallbackStore:
         return await self._shared.find(request_id)
 
     async def due(self, limit: int) -> Sequence[Due]:
-        """Ask the shared store."""
+        """Ask the shared store, and take note of what is marked there: what was stopped stays so while it is away."""
+        self._local.state.marks = dict(await self._shared.marks())
         return await self._shared.due(limit)
 
     async def standing(self, question: Question) -> Standing:
@@ -70,6 +71,25 @@ class FallbackStore:
     async def extend(self, name: str, seconds: float) -> float:
         """Extend in the shared store only: what is covered is paid for."""
         return await self._shared.extend(name, seconds)
+
+    async def mark(self, name: str) -> None:
+        """Mark in the shared store, and here at once."""
+        await self._shared.mark(name)
+        await self._local.mark(name)
+
+    async def unmark(self, name: str) -> None:
+        """Unmark in both."""
+        await self._shared.unmark(name)
+        await self._local.unmark(name)
+
+    async def marks(self) -> Mapping[str, float]:
+        """Ask the shared store."""
+        return await self._shared.marks()
+
+    async def forget(self, question: Question) -> None:
+        """Forget in both."""
+        await self._shared.forget(question)
+        await self._local.forget(question)
 
     async def ping(self) -> None:
         """Ask the shared store."""

@@ -9,7 +9,7 @@ is nothing but a put of everything. See `journal` for when a group is on disk.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from fal_proxy.errors import StoreUnavailable
@@ -27,6 +27,7 @@ from fal_proxy.stores import (
     Standing,
     Usage,
     Verdict,
+    marks,
 )
 from fal_proxy.stores.holdings import Charged, Entry, Purse
 from fal_proxy.stores.periods import Calendar
@@ -63,13 +64,9 @@ class MemoryStore:
         if ask.entry_id and self._journal is not None:
             self._journal.require()  # a refusal consumes nothing, so it comes before the reservation
         now = self._tick()
-        record = None
-        if ask.owns is not None:
-            record = self.state.find(ask.owns.request_id, now)
-            if record is None or not owns(record, ask.owns):
-                return Verdict(Denial.UNKNOWN_REQUEST)
+        record = None if ask.owns is None else self.state.find(ask.owns.request_id, now)
         purses: list[Charged] = []
-        verdict = self._judge(ask, now, purses)
+        verdict = self._judge_names(ask, record) or self._judge(ask, now, purses)
         if verdict is not None:
             return verdict
         state = self.state
@@ -100,6 +97,14 @@ class MemoryStore:
                     state.settle(entry, Outcome.RELEASED, 0)  # the request is refused, so nobody else would
                     raise
         return Verdict(rates=tuple(states), record=record)
+
+    def _judge_names(self, ask: Ask, record: Record | None) -> Verdict | None:
+        for at, name in enumerate(ask.marks):
+            if name in self.state.marks:
+                return Verdict(Denial.MARKED, at)
+        if ask.owns is not None and (record is None or not owns(record, ask.owns)):
+            return Verdict(Denial.UNKNOWN_REQUEST)
+        return None
 
     def _judge(self, ask: Ask, now: float, purses: list[Charged]) -> Verdict | None:
         """Return the refusal, or None, having collected the purses that would be charged."""
@@ -177,7 +182,8 @@ class MemoryStore:
             period, ends = self._calendar.at(budget.period, now)
             purse = self.state.purses.get((budget.key, budget.period, period), Purse())
             budgets.append(Usage(purse.spent, purse.reserved, ends))
-        return Standing(tuple(rates), tuple(in_use), tuple(budgets))
+        marked = tuple([name in self.state.marks for name in question.marks])
+        return Standing(tuple(rates), tuple(in_use), tuple(budgets), marked)
 
     async def renew(self, entry_ids: Sequence[str]) -> None:
         """Put off the leases' end. After a restart all of them are lost anyway, so nothing is written down."""
@@ -193,6 +199,27 @@ class MemoryStore:
             self.state.cover(name, now + seconds)
             self._flush()
         return left
+
+    async def mark(self, name: str) -> None:
+        """Let no admission that names it pass."""
+        marks.mark(self.state, name, self._tick())
+        await self._durable()
+
+    async def unmark(self, name: str) -> None:
+        """Take a mark away."""
+        marks.unmark(self.state, name)
+        await self._durable()
+
+    async def marks(self) -> Mapping[str, float]:
+        """Return what is marked, and since when."""
+        return dict(self.state.marks)
+
+    async def forget(self, question: Question) -> None:
+        """Let rates and what budgets have spent begin at zero."""
+        now = self._tick()
+        names = [(each.key, each.period, self._calendar.at(each.period, now)[0]) for each in question.budgets]
+        marks.forget(self.state, question.rates, names)
+        await self._durable()
 
     async def ping(self) -> None:
         """Raise StoreUnavailable when the journal can no longer be written."""

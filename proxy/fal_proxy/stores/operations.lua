@@ -51,7 +51,23 @@ local function open(ask)
   lease(ask.entry_id, now + REQUEST_LEASE)
 end
 
+-- Return which of the names are marked.
+local function marked(names)
+  local found = {}
+  if names and #names > 0 then
+    for at, since in ipairs(call('HMGET', P .. 'marks', unpack(names))) do
+      found[at] = since and true or false
+    end
+  end
+  return found
+end
+
 function operations.admit(ask)
+  for at, is_marked in ipairs(marked(ask.marks)) do
+    if is_marked then
+      return { denied = 'blocked', at = at - 1 }
+    end
+  end
   local record
   if ask.owns then
     record = find(ask.owns[1])
@@ -206,7 +222,7 @@ function operations.due(limit)
 end
 
 function operations.standing(question)
-  local standing, windows = { rates = {}, in_use = {}, budgets = {} }, {}
+  local standing, windows = { rates = {}, in_use = {}, budgets = {}, marked = marked(question.marks) }, {}
   for at, rate in ipairs(question.rates) do
     standing.rates[at] = rate_state(window_of(rate, windows), rate[2], rate[3])
   end
@@ -241,6 +257,34 @@ function operations.extend(extension)
     call('SET', name, exactly(now + seconds), 'PX', math.ceil(seconds * 1000))
   end
   return left
+end
+
+function operations.mark(name)
+  call('HSETNX', P .. 'marks', name, exactly(now))
+end
+
+function operations.unmark(name)
+  call('HDEL', P .. 'marks', name)
+end
+
+function operations.marks()
+  local all, found = call('HGETALL', P .. 'marks'), {}
+  for at = 1, #all, 2 do
+    found[all[at]] = tonumber(all[at + 1])
+  end
+  return next(found) and found
+end
+
+function operations.forget(question)
+  for _, rate in ipairs(question.rates) do
+    call('DEL', P .. 'rate:' .. rate[3] .. ':' .. rate[1])
+  end
+  for _, budget in ipairs(question.budgets) do
+    local purse = purse_of(budget)
+    if call('EXISTS', purse) == 1 then
+      call('HSET', purse, 'spent', 0)
+    end
+  end
 end
 
 function operations.running(periods)

@@ -12,6 +12,7 @@ Keys, all under `fal-proxy:`, and when they end:
     owner:<identity>, records      request ids by age, to evict a flood's oldest; 24 h after the last
     leases                         entry ids by the end of their lease; 26 h after the last
     cover:<name>                   until when something is covered; then
+    marks                          hash of what is marked, and since when; never
     asks                           request ids by the settler's next question; 24 h after the last
 
 Every operation is one script and one round trip; its time is Redis' own. Redis must not evict (`maxmemory-policy
@@ -35,7 +36,7 @@ import asyncio
 import hashlib
 import uuid
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -165,6 +166,7 @@ class RedisStore:
             tuple(RateState(*rate) for rate in found["rates"]),
             tuple(found["in_use"]),
             tuple(Usage(spent, reserved, ends or None) for spent, reserved, ends in found["budgets"]),
+            tuple(found["marked"]),
         )
 
     async def renew(self, entry_ids: Sequence[str]) -> None:
@@ -175,6 +177,23 @@ class RedisStore:
     async def extend(self, name: str, seconds: float) -> float:
         """Cover a name for a while; return what was covered already."""
         return float(await self._ask("extend", (name, seconds), float))
+
+    async def mark(self, name: str) -> None:
+        """Let no admission of any process pass that names it."""
+        await self._run("mark", name)
+
+    async def unmark(self, name: str) -> None:
+        """Take a mark away."""
+        await self._run("unmark", name)
+
+    async def marks(self) -> Mapping[str, float]:
+        """Return what is marked, and since when."""
+        found: dict[str, float] | None = await self._ask("marks", None, dict[str, float])
+        return found or {}
+
+    async def forget(self, question: Question) -> None:
+        """Let rates and what budgets have spent begin at zero."""
+        await self._run("forget", question)
 
     async def running(self, periods: Sequence[str]) -> list[tuple[str, float | None]]:
         """Return the scripts' idea of each period's label and end: `periods` in Lua, to be compared."""

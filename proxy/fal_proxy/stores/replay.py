@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import heapq
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from fal_proxy.stores import Outcome, Record
 from fal_proxy.stores.holdings import Entry, Name, Purse, Put, entry_put, record_fields
+from fal_proxy.stores.marks import drop_window, mark, unmark
 from fal_proxy.stores.state import State
 from fal_proxy.stores.windows import Window
+
+_REPEATED: dict[str, Callable[..., object]] = {
+    "hit": State.hit,
+    "cover": State.cover,
+    "mark": mark,
+    "no mark": unmark,
+    "no window": drop_window,
+}
 
 
 class StatePuts:
@@ -43,6 +52,9 @@ def snapshot(state: State) -> Iterator[Put]:
         if (purse := state.purses.get(name)) is not None:
             yield ("purse", name, purse.spent, purse.reserved, purse.ends)
     yield from [("cover", name, ends) for name, ends in state.covers.items()]
+    for marked in list(state.marks):
+        if (since := state.marks.get(marked)) is not None:
+            yield ("mark", marked, since)
     for entry_id in list(state.entries):
         if (entry := state.entries.get(entry_id)) is not None:
             yield entry_put(entry)
@@ -58,8 +70,8 @@ def snapshot(state: State) -> Iterator[Put]:
 def apply(state: State, put: Put) -> None:
     """Repeat what was written down. Raises ValueError for what this version does not know."""
     kind, *values = put
-    if kind in ("hit", "cover"):
-        getattr(state, kind)(*values)
+    if kind in _REPEATED:
+        _REPEATED[kind](state, *values)
     elif kind == "window":
         state.windows.setdefault(values[1], OrderedDict())[values[0]] = Window.load(values[2])
     elif kind == "purse":

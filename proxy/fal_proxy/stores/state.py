@@ -12,9 +12,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from fal_proxy.stores import RECORD_SECONDS, SLOTS, Outcome, Rate, RateState, Record
+from fal_proxy.stores import RECORD_SECONDS, Outcome, Rate, RateState, Record
 from fal_proxy.stores.holdings import Charged, Entry, Job, Name, Purse, Put, entry_put, flooder, record_fields
-from fal_proxy.stores.windows import Window
+from fal_proxy.stores.windows import Window, drop_idle
 
 # A flood of submits evicts the flooder's own oldest records, then the oldest of all.
 MAX_RECORDS_PER_OWNER = 10_000
@@ -49,6 +49,7 @@ class State:
     _leases_from: float = 0.0  # no lease in `requests` ends before
     _purse_ends: list[tuple[float, Name]] = field(default_factory=list)
     covers: dict[str, float] = field(default_factory=dict)  # until when each is covered
+    marks: dict[str, float] = field(default_factory=dict)  # since when; `marks` changes them
     _cover_ends: list[tuple[float, str]] = field(default_factory=list)
     _puts: list[Put] = field(default_factory=list)
 
@@ -72,19 +73,12 @@ class State:
             windows = self.windows[seconds] = OrderedDict()
         window = windows.get(key)
         if window is None:
-            self._drop_windows(windows, slot)
+            drop_idle(windows, slot, _DROPPED_AT_ONCE)
             window = windows[key] = Window()
         else:
             windows.move_to_end(key)
         window.hit(slot)
         return window
-
-    def _drop_windows(self, windows: OrderedDict[str, Window], slot: int) -> None:
-        for _ in range(_DROPPED_AT_ONCE):  # more than the new one that is the reason to look
-            key = next(iter(windows), None)
-            if key is None or windows[key].newest + SLOTS >= slot:
-                break
-            del windows[key]
 
     def standing(self, rate: Rate, now: float) -> RateState:
         """Return what is left of a rate."""
@@ -124,7 +118,7 @@ class State:
             purse = self.purses.get(name)
             if purse is None:
                 continue  # its period is long over, and nothing can be admitted against it any more
-            purse.spent += more
+            purse.spent = max(purse.spent + more, 0)  # less only where `forget` came in between
             purse.reserved -= freed
             if self.written_down:
                 self._put_purse(name, purse)

@@ -161,7 +161,9 @@ end
 local function settle(id, entry, outcome, amount)
   for _, purse in ipairs(entry.purses) do
     if call('EXISTS', purse) == 1 then -- one that is over for good must not rise again without an end
-      call('HINCRBY', purse, 'spent', exactly(amount - entry.charged))
+      if call('HINCRBY', purse, 'spent', exactly(amount - entry.charged)) < 0 then
+        call('HSET', purse, 'spent', 0) -- `forget` came in between
+      end
       if entry.outcome == '' then
         call('HINCRBY', purse, 'reserved', exactly(0 - entry.amount)) -- not the unary minus: of 0 it is -0
       end

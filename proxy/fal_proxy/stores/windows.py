@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict, deque
 
 from fal_proxy.stores import SLOTS, RateState
 
@@ -90,3 +90,12 @@ class Window:
             window._count += count - 1
             window._total += count - 1
         return window
+
+
+def drop_idle(windows: OrderedDict[str, Window], slot: int, most: int) -> None:
+    """Drop up to `most` of the windows, least recently hit first, in which no hit holds a place any more."""
+    for _ in range(most):  # more than the new one that is the reason to look
+        key = next(iter(windows), None)
+        if key is None or windows[key].newest + SLOTS >= slot:
+            break
+        del windows[key]

@@ -1,4 +1,6 @@
-"""What became of each exchange: one line, the metrics and, if wanted, spans. Decides nothing, and sees only what an Exchange holds.
+"""What became of each exchange: one line, the metrics, the rollup and, if wanted, spans.
+
+Decides nothing, and sees only what an Exchange holds.
 
 Exchanges that end in one turn of the loop are recorded together, after their answers have left.
 """
@@ -12,6 +14,7 @@ from collections.abc import Callable, Collection
 from fal_proxy.exchange import Exchange, Request
 from fal_proxy.telemetry.access import AccessLog
 from fal_proxy.telemetry.metrics import Metrics
+from fal_proxy.telemetry.rollup import Rollup
 from fal_proxy.telemetry.tracing import Tracing
 from fal_proxy.telemetry.watched import Keys, Upstream
 
@@ -32,6 +35,7 @@ class Telemetry:
         self.metrics = Metrics(plans, upstream, self.in_progress, keys, self._record)
         self.access = AccessLog()
         self._tracing = tracing
+        self.rollup = Rollup()
         self._clock = clock
         self._ended: list[Exchange] = []
 
@@ -60,6 +64,8 @@ class Telemetry:
             self.metrics.count(exchange)
         for exchange in ended:
             self.access.write(exchange)
+        for exchange in ended:
+            self.rollup.count(exchange)
         if self._tracing is not None:
             for exchange in ended:
                 self._tracing.finish(exchange)

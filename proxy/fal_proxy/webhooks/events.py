@@ -55,7 +55,7 @@ class Events:
         reply.exchange.caller, reply.exchange.plan, reply.cookie = caller, caller.plan, caller.set_cookie
         if request.path != gateway.mount + EVENTS.raw:
             raise Refusal("not_found", "events are at /events")
-        gateway.judge_ordinary(request, caller, arrival.accepted)
+        await gateway.judge_ordinary(request, caller, arrival.accepted)
         wake = asyncio.Event()
         inbound = Inbound(arrival.receive, 0, arrival.announced, arrival.on_departure)
         inbound.complete = True

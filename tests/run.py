@@ -28,6 +28,7 @@ PROGRAMS = {
     "nginx": "nginx-light",
     "node": "nodejs",
     "npm": "npm",
+    "promtool": "prometheus",
     "redis-server": "redis-server",
     "slowhttptest": "slowhttptest",
     "systemd-analyze": "systemd",

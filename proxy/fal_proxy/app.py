@@ -42,6 +42,7 @@ from fal_proxy.relay.http import Patience
 from fal_proxy.relay.inbound import Receive, Send
 from fal_proxy.relay.websocket import Terms
 from fal_proxy.reply import Reply
+from fal_proxy.routes import DEAD_LETTERS, HEALTH, READY, RETRY
 from fal_proxy.settings import ENV_UPSTREAM, Settings, config_path
 from fal_proxy.settings import Realtime as RealtimeSettings
 from fal_proxy.storage import Storage
@@ -49,12 +50,13 @@ from fal_proxy.stores import Store
 from fal_proxy.stores.mailbox import Mailbox
 from fal_proxy.stores.opening import JournalError, open_store
 from fal_proxy.telemetry import Telemetry
+from fal_proxy.telemetry.tracing import open_tracing
 from fal_proxy.uploads import Uploads
 from fal_proxy.upstream.credentials import FalKey, FalKeys, fal_keys
 from fal_proxy.upstream.dial import Dialer, Route
 from fal_proxy.upstream.engine import Engine
 from fal_proxy.upstream.keys import KeyPool
-from fal_proxy.webhooks import Hub, dead_letters, open_hub
+from fal_proxy.webhooks import Hub, open_hub
 from fal_proxy.webhooks.dead_letters import DeadLetters
 
 
@@ -104,7 +106,7 @@ class App:
         if self._hub is not None:
             await self._hub.close()
         await self._gateway.gate.store.close()
-        self._gateway.telemetry.close()
+        await self._gateway.telemetry.close()
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = read_request(scope)
@@ -151,11 +153,11 @@ class App:
         reply = Reply(send)
         try:
             self._gateway.judge_host(request, reply)
-            if request.path not in (b"/healthz", b"/readyz"):
+            if request.path not in (HEALTH.raw, READY.raw):
                 raise Refusal("not_found", f"nothing is here; the proxy lives at {self._mount.decode()}")
             if request.method not in ("GET", "HEAD"):
                 raise Refusal("method_not_allowed", "this route takes GET", headers=((b"allow", b"GET, HEAD"),))
-            if request.path == b"/healthz":
+            if request.path == HEALTH.raw:
                 await reply.own(200, b'{"status":"alive"}')
             else:
                 await self._answer_ready(reply)
@@ -215,7 +217,7 @@ def create_app(
     dialer = Dialer(settings.upstream.connect_seconds)
     engine = Engine(dialer)
     keys = KeyPool(found.keys, found.file)
-    telemetry = Telemetry(settings.plans, engine, keys)
+    telemetry = Telemetry(settings.plans, engine, keys, open_tracing(settings, environ))
     key_guard = KeyGuard(telemetry.metrics.cut_for_key)
     keys.listen(key_guard.watch_for)
     route = Route(environ.get(ENV_UPSTREAM))
@@ -269,8 +271,8 @@ def create_app(
     Console(gateway, can_act=token is not None, mailbox=hub.mailbox if hub else None).open(admin)
     if hub is not None:
         letters = DeadLetters(hub.mailbox)
-        admin.show(dead_letters.PATH, letters.view)
-        admin.act(dead_letters.PATH + b"/", b"/retry", letters.retry)
+        admin.show(DEAD_LETTERS.raw, letters.view)
+        admin.act(*RETRY.around, letters.retry)
     sockets = _realtime(settings.realtime, gateway, dialer)
     return App(gateway, sockets, hub, admin, settings.realtime.max_message_bytes)
 

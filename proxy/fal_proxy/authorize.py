@@ -13,9 +13,9 @@ from msgspec.structs import replace
 from fal_proxy.errors import Refusal
 from fal_proxy.exchange import Request
 from fal_proxy.gateway import Arrival
+from fal_proxy.routes import AUTHORIZE
 from fal_proxy.storage import Storage
 
-AUTHORIZE = b"authorize"  # the segment below the mount
 FILE = b"x-fal-proxy-file"
 _URI, _METHOD = b"x-original-uri", b"x-original-method"
 
@@ -28,7 +28,7 @@ class Authorize:
 
     def open(self) -> None:
         """Let the gateway lead here what is ours."""
-        self.storage.gateway.routes[AUTHORIZE] = self.answer
+        self.storage.gateway.routes[AUTHORIZE.segment] = self.answer
 
     async def answer(self, arrival: Arrival) -> None:
         """Answer 204 and where the file is, or refuse as the file itself would be refused."""

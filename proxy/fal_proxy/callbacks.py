@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from msgspec.structs import replace
 
+from fal_proxy import routes
 from fal_proxy.environment import Secret
 from fal_proxy.exchange import Caller, Kind, Target
 from fal_proxy.identity.capability import Callback, Seals
@@ -18,7 +19,7 @@ from fal_proxy.policy import webhooks
 from fal_proxy.policy.origin import Site
 from fal_proxy.settings import Settings
 
-WEBHOOKS = b"webhooks"  # the segment below the mount
+WEBHOOKS = routes.WEBHOOKS.segment
 CALLBACK_SECONDS = 25 * 3600.0  # an hour longer than the ownership of what it tells of
 
 

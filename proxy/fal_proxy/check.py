@@ -38,6 +38,7 @@ from fal_proxy.settings import (
     config_path,
 )
 from fal_proxy.stores.opening import folder_of, is_shared
+from fal_proxy.telemetry import tracing
 from fal_proxy.upstream.credentials import FalKey, FalKeys, fal_keys, is_sendable, secret_half
 from fal_proxy.upstream.dial import Route
 
@@ -97,7 +98,7 @@ def examine(
     report.findings += platform_findings(report.settings, config_path(config, environ).parent, environ)
     _judge_realtime(report)
     _judge_storage(report)
-    report.findings += webhooks.findings(report.settings, environ)
+    report.findings += [*webhooks.findings(report.settings, environ), *tracing.findings(report.settings, environ)]
     _judge_state(report, config_path(config, environ).parent)
     for index, rule in enumerate(report.settings.inputs):
         for fault in inputs.faults(rule):

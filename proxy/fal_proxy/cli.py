@@ -146,7 +146,7 @@ def dev(port: int, speed: float) -> None:
 @click.option(
     "--faults",
     default="",
-    help="'GLOB:KIND[=ARG][@P];…', KIND: status delay reset stall truncate nginx502; sockets: drop garbage oversized close; webhook_: late early twice disorder forged unknown expired rotated huge truncated.",
+    help="'GLOB:KIND[=ARG][@P];…', KIND: status delay reset stall truncate nginx502 gzip; sockets: drop garbage oversized close; webhook_: late early twice disorder forged unknown expired rotated huge truncated.",
 )
 @refusing
 def emulate(host: str, port: int, public_url: str | None, speed: float, seed: int | None, faults: str) -> None:

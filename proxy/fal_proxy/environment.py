@@ -29,7 +29,9 @@ MIN_SECRET_BYTES = 16
 ENV_FAL_ADMIN_KEY = "FAL_ADMIN_KEY"  # reads bills; nothing is ever relayed with it
 WEBHOOK_PREFIX = "whsec_"
 # What may hold a secret, and is taken out of its environment by `serve`; the URL of Redis may hold a password.
-SECRET_VARIABLES = (*ENV_SECRETS, "FAL_KEY", "FAL_KEY_SECRET", ENV_FAL_ADMIN_KEY, ENV_STATE, "FAL_PROXY_STATE__URL")
+OTEL_SECRETS = ("OTEL_EXPORTER_OTLP_HEADERS", "OTEL_EXPORTER_OTLP_TRACES_HEADERS")  # OpenTelemetry's: `name=value,…`
+_OF_FAL = ("FAL_KEY", "FAL_KEY_SECRET", ENV_FAL_ADMIN_KEY)
+SECRET_VARIABLES = (*ENV_SECRETS, *_OF_FAL, ENV_STATE, "FAL_PROXY_STATE__URL", *OTEL_SECRETS)
 
 
 class Secret:
@@ -112,7 +114,10 @@ def shared_secrets(environ: Mapping[str, str]) -> list[Secret]:
     single = [header_secret(environ, ignored), admin_token(environ, ignored), fal_admin_key(environ, ignored)]
     # Without their prefix, so that half a secret is masked too.
     webhook = [Secret(each.reveal().removeprefix(WEBHOOK_PREFIX)) for each in webhook_secrets(environ, ignored)]
-    return [*signing_secrets(environ, ignored), *webhook, *(secret for secret in single if secret is not None)]
+    exported = [pair.partition("=")[2].strip() for name in OTEL_SECRETS for pair in environ.get(name, "").split(",")]
+    collector = [Secret(text) for value in exported for text in {value, unquote(value)} if text]
+    mine = [*signing_secrets(environ, ignored), *webhook, *collector]
+    return [*mine, *(secret for secret in single if secret is not None)]
 
 
 def secret_in_url(url: str) -> list[Secret]:

@@ -212,6 +212,19 @@ class Ending(enum.Enum):
     __hash__ = object.__hash__  # as above
 
 
+class Trace(NamedTuple):
+    """Where an exchange stands in a trace. It has its ids from the beginning, because fal is told one of them."""
+
+    context: Any  # the caller's span, in OpenTelemetry's form
+    trace_id: int
+    server_id: int  # of the span of the whole exchange
+    client_id: int  # of the span of its call to fal
+    began_ns: int  # since 1970
+    method: str
+    scheme: str
+    route: str  # as a template
+
+
 class Exchange(msgspec.Struct, eq=False):
     """One request below the mount and what came of it. The gateway fills it, the relay its upstream part.
 
@@ -221,6 +234,7 @@ class Exchange(msgspec.Struct, eq=False):
     clock: Callable[[], float] = time.monotonic
     id: str = msgspec.field(default_factory=_new_id)
     started: float = msgspec.field(default_factory=time.monotonic)  # by `clock`
+    trace: Trace | None = None  # without tracing, or of what is not sampled
 
     caller: Caller | None = None
     plan: str | None = None  # its name; metrics count only those of the settings
@@ -235,6 +249,9 @@ class Exchange(msgspec.Struct, eq=False):
     status: int | None = None  # of the answer that went down
     bytes_up: int = 0  # of the request body, sent to upstream
     bytes_down: int = 0  # of the answer's body, sent to the caller
+    host: str = ""  # of fal's, that was called; this and the next two are noted for a trace only
+    asked_seconds: float | None = None  # until its call to fal began
+    answered_seconds: float | None = None  # until fal's answer had ended; None: with the exchange, or not at all
     dialled_seconds: float | None = None  # how long dialling took; None: a connection was reused, or none needed
     reused: bool = False  # the connection had carried another call before
     written: bool = False  # a request byte may have reached upstream

@@ -44,6 +44,7 @@ from fal_proxy.relay.guard import KeyGuard
 from fal_proxy.relay.http import Outgoing, Patience, relay
 from fal_proxy.relay.inbound import Inbound, OnDeparture, Receive, Send
 from fal_proxy.reply import Reply
+from fal_proxy.routes import ME
 from fal_proxy.telemetry import Telemetry
 from fal_proxy.uploads import RewrittenAnswer, Uploads
 from fal_proxy.upstream.dial import Route
@@ -109,7 +110,7 @@ class Gateway:
 
         `on_departure` takes a function to call when the caller leaves, where the server can tell.
         """
-        exchange = self.telemetry.begin()
+        exchange = self.telemetry.begin(request)
         reply = Reply(send, exchange)
         try:
             accepted = self.judge_host(request, reply)
@@ -155,7 +156,7 @@ class Gateway:
         exchange.caller, reply.cookie = caller, caller.set_cookie
         plan = self.plans.get(caller.plan) or closed_plan(caller.plan)
         exchange.plan = plan.name
-        if request.path == self.mount + b"/me":
+        if request.path == self.mount + ME.raw:
             await self._answer_me(request, caller, accepted, reply)
             return
         addressed = address(request, self.mount)
@@ -215,9 +216,8 @@ class Gateway:
 
     async def _answer_preflight(self, request: Request, accepted: bool | None, reply: Reply) -> None:
         if not accepted:
-            raise Refusal(
-                "origin_denied", "this origin may not use the proxy; the operator can list it in cors.origins"
-            )
+            detail = "this origin may not use the proxy; the operator can list it in cors.origins"
+            raise Refusal("origin_denied", detail)
         granted = fields.preflight(request.one(b"access-control-request-headers") or b"")
         if granted is None:
             raise Refusal("bad_request", "Access-Control-Request-Headers is no list of header names")

@@ -63,7 +63,7 @@ class Realtime:
     async def handle(self, request: Request, receive: Receive, send: Send, server: ServerExtension) -> None:
         """Serve one WebSocket below the mount."""
         gateway = self.gateway
-        exchange = gateway.telemetry.begin()
+        exchange = gateway.telemetry.begin(request)
         reply = Reply(_before_handshake(send), exchange)
         await receive()  # websocket.connect
         try:
@@ -240,6 +240,9 @@ class Realtime:
         lifecycle = self.gateway.lifecycle
         origin, path_and_query = self.gateway.route.to(target.host, target.path_and_query)
         passed = [*fields.to_upstream_socket(request.headers), CLIENT_PROXY, key.field]
+
+        if exchange.trace is not None:
+            exchange.host, exchange.asked_seconds = target.host.decode("ascii"), exchange.elapsed_seconds
 
         def note_written() -> None:
             exchange.written = True

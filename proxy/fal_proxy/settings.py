@@ -215,6 +215,12 @@ class Admin(Section, frozen=True):
     port: Annotated[int, says("its port; 0: off")] = 9090
 
 
+class Telemetry(Section, frozen=True):
+    """`[telemetry]`: what others are told of each exchange, beside its line and the metrics."""
+
+    tracing: Annotated[bool, says("make spans, sent as `OTEL_*` says; needs `fal-proxy[tracing]`")] = False
+
+
 class Settings(Section, frozen=True):
     """Everything one deployment decides. Build it with `Settings.load`, or by hand for an app of your own."""
 
@@ -236,6 +242,7 @@ class Settings(Section, frozen=True):
     realtime: Realtime = Realtime()
     webhooks: Webhooks = Webhooks()
     admin: Admin = Admin()
+    telemetry: Telemetry = Telemetry()
 
     @classmethod
     def load(

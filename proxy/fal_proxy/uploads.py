@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 
 import msgspec
 
+from fal_proxy import routes
 from fal_proxy.environment import Secret
 from fal_proxy.errors import Refusal
 from fal_proxy.exchange import Caller, Kind, Request, Target
@@ -26,7 +27,7 @@ from fal_proxy.reply import Reply
 from fal_proxy.settings import Settings
 from fal_proxy.upstream.dial import Route
 
-UPLOADS = b"uploads"  # the segment below the mount
+UPLOADS = routes.UPLOADS.segment
 _PASSED = b"/storage/upload/complete-multipart"  # no known client calls it; it names no type and no file
 # Where fal's initiate sends uploads beside the hosts of its own.
 _STORES = frozenset([b"storage.googleapis.com"])

@@ -8,16 +8,20 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, get_args, get_origin, get_type_hints
 
+import click
 import msgspec
 
+from fal_proxy.cli import main
 from fal_proxy.client import FILES, integrity
 from fal_proxy.errors import ERROR_TYPES
 from fal_proxy.loading import section_in, written
+from fal_proxy.routes import ROUTES, Served
 from fal_proxy.settings import Settings
 from fal_proxy.telemetry.access import AccessLine
 from fal_proxy.telemetry.metrics import METRICS
 
 README = Path(__file__).resolve().parents[2] / "README.md"
+_PLACES = {"mount": "proxy", "root": "proxy", "admin": "admin"}
 
 
 def error_rows() -> list[str]:
@@ -45,6 +49,44 @@ def metric_rows() -> list[str]:
     ]
 
 
+def commands(group: click.Group = main, prefix: str = "fal-proxy") -> Iterator[tuple[str, click.Command]]:
+    """Yield every command with its whole name."""
+    for name, command in group.commands.items():
+        if isinstance(command, click.Group):
+            yield from commands(command, f"{prefix} {name}")
+        else:
+            yield f"{prefix} {name}", command
+
+
+def command_rows() -> list[str]:
+    """Return one table row per command, with its options."""
+    rows = []
+    for name, command in commands():
+        arguments = [str(part.human_readable_name) for part in command.params if isinstance(part, click.Argument)]
+        options = [
+            f"`{max(part.opts, key=len)}` {_cell(part.help)}"
+            for part in command.params
+            if isinstance(part, click.Option)
+        ]
+        rows.append(f"| `{' '.join([name, *arguments])}` | {_cell(command.help)} | {'<br>'.join(options)} |")
+    return rows
+
+
+def route_rows() -> list[str]:
+    """Return one table row per route."""
+    return [f"| {_PLACES[route.where]} | {route.methods} | `{shown(route)}` | {route.meaning} |" for route in ROUTES]
+
+
+def shown(route: Served) -> str:
+    """Return a route's path as documentation writes it."""
+    return route.below("<mount>")
+
+
+def _cell(text: str | None) -> str:
+    """Return help text as a cell of a table: one line, and nothing that Markdown takes for a tag or a border."""
+    return " ".join((text or "").split()).replace("<", "&lt;").replace("|", "&#124;")
+
+
 def _walk(kind: type[msgspec.Struct], prefix: str) -> Iterator[tuple[str, str, str]]:
     defaults = kind()
     for name, annotated in get_type_hints(kind, include_extras=True).items():
@@ -60,6 +102,8 @@ def with_tables(text: str) -> str:
     """Return the README with its derived tables and the shim's hash filled in."""
     tables = {
         "errors": error_rows(),
+        "commands": command_rows(),
+        "routes": route_rows(),
         "settings": setting_rows(),
         "access": access_rows(),
         "metrics": metric_rows(),

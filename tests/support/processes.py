@@ -7,7 +7,7 @@ import contextlib
 import json
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +56,13 @@ class Process:
         """Send a signal."""
         self._process.send_signal(number)
 
+    def environment(self) -> bytes:
+        """Return what the kernel shows of its environment; nothing, if it shows nothing."""
+        try:
+            return Path(f"/proc/{self._process.pid}/environ").read_bytes()
+        except OSError:
+            return b""
+
     async def ended(self) -> tuple[int | None, list[dict[str, Any]]]:
         """Return the exit code and the access lines, once it has ended."""
         out, err = await asyncio.wait_for(self._process.communicate(), PATIENCE)
@@ -71,14 +78,16 @@ async def start_process(tmp_path: Path) -> AsyncIterator[Start]:
     """Return a function that starts a proxy with lines of `[server]` in front of an upstream."""
     async with contextlib.AsyncExitStack() as stack:
 
-        async def started(upstream: str, server: str = "", sections: str = "") -> Process:
+        async def started(
+            upstream: str, server: str = "", sections: str = "", environ: Mapping[str, str] | None = None
+        ) -> Process:
             (tmp_path / "fal-proxy.toml").write_text(CONFIG.format(server=server) + sections)
             key = add(tmp_path / "users.toml", "ada", "default")
-            environ = clean_environment(FAL_KEY=FAL_KEY.reveal(), FAL_PROXY_UPSTREAM=upstream)
+            surroundings = clean_environment(FAL_KEY=FAL_KEY.reveal(), FAL_PROXY_UPSTREAM=upstream, **(environ or {}))
             process = await asyncio.create_subprocess_exec(
                 *(sys.executable, "-m", "fal_proxy", "serve", "--port", "0"),
                 cwd=tmp_path,
-                env=environ,
+                env=surroundings,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.PIPE,
             )

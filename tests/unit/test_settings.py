@@ -86,6 +86,7 @@ DEFAULTS = {
     "inputs": [],
     "webhooks": {"allowed_hosts": [], "mode": "off"},
     "admin": {"host": "127.0.0.1", "port": 9090},
+    "telemetry": {"tracing": False},
     "total_budget": "",
     "prices": {},
     "price_feed": {"mode": "off", "refresh_seconds": 3600, "max_age_seconds": 86400, "file": "fal-prices.json"},

@@ -6,9 +6,11 @@ import contextlib
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
-from fal_proxy.settings import Settings
+from fal_proxy.settings import Settings, Telemetry
+from support.collector import Collector, collecting, name_collector
 from support.lines import Lines
 from support.peers import Upstream
 from support.proxied import Proxy, StartProxy, open_settings, proxied
@@ -37,3 +39,17 @@ async def start(tmp_path: Path, settings: Settings) -> AsyncIterator[StartProxy]
             return await stack.enter_async_context(proxied(base, tmp_path, chosen or settings))
 
         yield run
+
+
+@pytest.fixture
+async def collector(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Collector]:
+    """A collector of spans that the process's environment names."""
+    async with collecting() as running:
+        name_collector(running, monkeypatch)
+        yield running
+
+
+@pytest.fixture
+def traced(settings: Settings) -> Settings:
+    """The same settings, with tracing on."""
+    return msgspec.structs.replace(settings, telemetry=Telemetry(tracing=True))

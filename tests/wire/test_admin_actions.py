@@ -12,18 +12,19 @@ from contract.post import HOOK, Post
 from fal_proxy.admin import Admin
 from fal_proxy.environment import Secret
 from fal_proxy.errors import StoreUnavailable
+from fal_proxy.routes import DEAD_LETTERS, RETRY
 from fal_proxy.server import Listener, bind, serving
 from fal_proxy.stores.mailbox import MAX_EVENTS_PER_OWNER
 from fal_proxy.stores.mailbox_memory import MemoryMailbox
 from fal_proxy.telemetry import Telemetry
 from fal_proxy.upstream.dial import Dialer
 from fal_proxy.upstream.engine import Engine
-from fal_proxy.webhooks.dead_letters import PATH, SHOWN, DeadLetters
+from fal_proxy.webhooks.dead_letters import SHOWN, DeadLetters
 from support.raw import RawAnswer, raw_client, request
 
 TOKEN = "a-token-of-the-operator"
 BEARER = {"Authorization": f"Bearer {TOKEN}"}
-LETTERS = PATH.decode()
+LETTERS = DEAD_LETTERS.path
 
 
 class Away(MemoryMailbox):
@@ -41,8 +42,8 @@ async def admin(post: Post, host: str = "127.0.0.1", token: str = TOKEN) -> Asyn
     """Serve an admin app that believes to listen on `host`; yield its port."""
     app = Admin(host, Secret(token) if token else None, Telemetry(["default"], Engine(Dialer(1))).metrics)
     letters = DeadLetters(post.mailbox)
-    app.show(PATH, letters.view)
-    app.act(PATH + b"/", b"/retry", letters.retry)
+    app.show(DEAD_LETTERS.raw, letters.view)
+    app.act(*RETRY.around, letters.retry)
     async with serving(Listener(app, bind("127.0.0.1", 0))) as url:
         yield int(url.rpartition(":")[2])
 

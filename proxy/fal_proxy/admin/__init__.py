@@ -26,6 +26,7 @@ from fal_proxy.exchange import Request
 from fal_proxy.headers import Headers, values
 from fal_proxy.identity.network import TrustedProxies
 from fal_proxy.relay.inbound import Receive, Send
+from fal_proxy.routes import METRICS, OVERVIEW
 from fal_proxy.telemetry.metrics import CONTENT_TYPE, Metrics
 
 _HOST = re.compile(r"(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?::[0-9]{1,5})?")
@@ -84,7 +85,7 @@ class Admin:
         self._guard = guard or AddressGuard()
         self._networks = TrustedProxies(())
         self._metrics = metrics
-        self._views: dict[bytes, View] = {b"/": self._overview, b"/metrics": self._exposition}
+        self._views: dict[bytes, View] = {OVERVIEW.raw: self._overview, METRICS.raw: self._exposition}
         self._actions: dict[bytes, View] = {}
         self._routes: list[_Route] = []
         self._page: Mapping[bytes, File] = {}
@@ -223,7 +224,7 @@ class Admin:
 
     async def _overview(self) -> Answer:
         running = {kind: count for kind, count in self._metrics.in_flight().items() if count}
-        routes = [path.decode() for path in self._views if path != b"/"]
+        routes = [path.decode() for path in self._views if path != OVERVIEW.raw]
         routes += [f"POST {path.decode()}" for path in self._actions]
         routes += [
             ("POST " if each.method == "POST" else "") + each.before + each.named + each.after for each in self._routes

@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 
+from fal_proxy import routes
 from fal_proxy._version import __version__
 from fal_proxy.admin import Admin, Answer
 from fal_proxy.admin.usage import CSV, as_csv, summary, tally_of
@@ -46,13 +47,14 @@ class Console:
     def open(self, admin: Admin) -> None:
         """Add its routes to the admin listener."""
         admin.serve_page(page_files())
-        admin.show(b"/usage", self.usage)
-        admin.show(b"/usage.csv", self.export)
-        admin.do(b"/paid/stop", self._stop_paid)
-        admin.do(b"/paid/resume", self._resume_paid)
-        admin.show_caller(b"/callers/", self.caller)
-        for name, action in ((b"block", self._block), (b"unblock", self._unblock), (b"reset", self._reset)):
-            admin.act_on_caller(b"/callers/", b"/" + name, action)
+        admin.show(routes.USAGE.raw, self.usage)
+        admin.show(routes.EXPORT.raw, self.export)
+        admin.do(routes.STOP_PAID.raw, self._stop_paid)
+        admin.do(routes.RESUME_PAID.raw, self._resume_paid)
+        admin.show_caller(routes.CALLER.around[0], self.caller)
+        actions = {routes.BLOCK: self._block, routes.UNBLOCK: self._unblock, routes.RESET: self._reset}
+        for route, action in actions.items():
+            admin.act_on_caller(*route.around, action)
 
     async def usage(self) -> Answer:
         """Return what the page shows first. Raises Refusal."""
@@ -154,8 +156,8 @@ def _answer(value: object) -> Answer:
 def page_files() -> dict[bytes, File]:
     """Return the page's files by the paths they are served at."""
     served = {
-        b"/page/" + path.name.encode(): File.of(path, _TYPES[path.suffix], _OURS)
+        routes.PAGE.around[0] + path.name.encode(): File.of(path, _TYPES[path.suffix], _OURS)
         for path in _FOLDER.iterdir()
         if path.suffix in _TYPES
     }
-    return {b"/": served.pop(b"/page/index.html"), **served}
+    return {routes.OVERVIEW.raw: served.pop(routes.PAGE.around[0] + b"index.html"), **served}

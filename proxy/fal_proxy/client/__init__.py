@@ -13,6 +13,7 @@ from pathlib import Path
 from fal_proxy.errors import Refusal
 from fal_proxy.exchange import Request
 from fal_proxy.headers import Headers, http_date, values
+from fal_proxy.routes import CLIENT, CLIENT_TYPES
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +76,6 @@ def integrity(content: bytes) -> str:
 
 # By their paths below the mount. TypeScript has no registered type; as text, a browser shows it.
 FILES = {
-    b"/client.js": File.of(Path(__file__).with_name("client.js"), b"text/javascript; charset=utf-8"),
-    b"/client.d.ts": File.of(Path(__file__).with_name("client.d.ts"), b"text/plain; charset=utf-8"),
+    CLIENT.raw: File.of(Path(__file__).with_name("client.js"), b"text/javascript; charset=utf-8"),
+    CLIENT_TYPES.raw: File.of(Path(__file__).with_name("client.d.ts"), b"text/plain; charset=utf-8"),
 }

@@ -87,5 +87,7 @@ async def answer(
             await pass_on(rest)
         raise Reset(error.detail) from error
     exchange.whole = True
+    if exchange.trace is not None:
+        exchange.answered_seconds = exchange.elapsed_seconds
     await books.ended()
     await pass_on(shape.rest() if shape is not None else b"", more=False)

@@ -111,6 +111,8 @@ async def relay(
             base = outgoing.queue_base if 200 <= head.status < 300 else None
             whole = await read_whole(call, head, kind, patience.body_idle_seconds, rewritten=base is not None)
             exchange.whole = whole.ended
+            if whole.ended and exchange.trace is not None:
+                exchange.answered_seconds = exchange.elapsed_seconds
             if outgoing.key is not None:
                 said = whole.body if whole.ended else b""
                 outgoing.key.answered(head.status, said, from_job=exchange.named, paid=kind.traits.paid)
@@ -215,6 +217,8 @@ async def _ask(
 ) -> tuple[Call, Head]:
     """Send the request and return the answer's head."""
     repeatable = outgoing.method == b"GET" and not outgoing.target.kind.traits.paid
+    if exchange.trace is not None:
+        exchange.host, exchange.asked_seconds = outgoing.target.host.decode("ascii"), exchange.elapsed_seconds
     call = engine.reuse(outgoing.origin)
     if call is None:
         call = await _dial(engine, outgoing, exchange)

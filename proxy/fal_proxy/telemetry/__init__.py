@@ -1,4 +1,6 @@
-"""What became of each exchange: one line, the metrics and the rollup. Decides nothing, and sees only what an Exchange holds.
+"""What became of each exchange: one line, the metrics, the rollup and, if wanted, spans.
+
+Decides nothing, and sees only what an Exchange holds.
 
 Exchanges that end in one turn of the loop are recorded together, after their answers have left.
 """
@@ -9,10 +11,11 @@ import asyncio
 import time
 from collections.abc import Callable, Collection
 
-from fal_proxy.exchange import Exchange
+from fal_proxy.exchange import Exchange, Request
 from fal_proxy.telemetry.access import AccessLog
 from fal_proxy.telemetry.metrics import Metrics
 from fal_proxy.telemetry.rollup import Rollup
+from fal_proxy.telemetry.tracing import Tracing
 from fal_proxy.telemetry.watched import Keys, Upstream
 
 
@@ -24,19 +27,23 @@ class Telemetry:
         plans: Collection[str],
         upstream: Upstream,
         keys: Keys | None = None,
+        tracing: Tracing | None = None,
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.in_progress: set[Exchange] = set()
         self.metrics = Metrics(plans, upstream, self.in_progress, keys, self._record)
         self.access = AccessLog()
+        self._tracing = tracing
         self.rollup = Rollup()
         self._clock = clock
         self._ended: list[Exchange] = []
 
-    def begin(self) -> Exchange:
-        """Return a new exchange, which `finish` must end."""
+    def begin(self, request: Request | None = None) -> Exchange:
+        """Return a new exchange, which `finish` must end; with tracing, the request carries its place on to fal."""
         exchange = Exchange(self._clock, started=self._clock())
+        if self._tracing is not None and request is not None:
+            self._tracing.begin(exchange, request)
         self.in_progress.add(exchange)
         return exchange
 
@@ -59,8 +66,13 @@ class Telemetry:
             self.access.write(exchange)
         for exchange in ended:
             self.rollup.count(exchange)
+        if self._tracing is not None:
+            for exchange in ended:
+                self._tracing.finish(exchange)
 
-    def close(self) -> None:
-        """Let every line reach its reader."""
+    async def close(self) -> None:
+        """Let every line reach its reader, and spans their collector, for a bounded time."""
         self._record()
         self.access.flush()
+        if self._tracing is not None:
+            await self._tracing.close()

@@ -13,7 +13,7 @@ from typing import Annotated, Protocol
 import msgspec
 
 from fal_proxy.exchange import Exchange
-from fal_proxy.settings import says
+from fal_proxy.loading import says
 
 LOGGER = "fal_proxy.access"
 ENDPOINT_CHARS = 200

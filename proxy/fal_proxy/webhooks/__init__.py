@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from fal_proxy import routes
 from fal_proxy.callbacks import WEBHOOKS
 from fal_proxy.environment import webhook_secrets
 from fal_proxy.errors import Refusal
@@ -29,7 +30,7 @@ from fal_proxy.webhooks.events import Events
 from fal_proxy.webhooks.receiving import Receiving
 from fal_proxy.webhooks.signing import Signer
 
-EVENTS = b"events"
+EVENTS = routes.EVENTS.segment
 
 
 @dataclass(slots=True)

@@ -8,7 +8,6 @@ from fal_proxy.admission.gate import unavailable
 from fal_proxy.errors import Refusal, StoreUnavailable
 from fal_proxy.stores.mailbox import Mailbox
 
-PATH = b"/webhooks/dead-letters"
 SHOWN = 1000
 _JSON = b"application/json"
 

@@ -22,6 +22,7 @@ from fal_proxy.gateway import Arrival, Gateway
 from fal_proxy.headers import Headers
 from fal_proxy.relay.guard import KeyGuard
 from fal_proxy.relay.inbound import Inbound
+from fal_proxy.routes import EVENTS
 from fal_proxy.stores.mailbox import Event, Mailbox, Notice
 
 HEARTBEAT_SECONDS = 15.0
@@ -52,7 +53,7 @@ class Events:
         reply.exchange.kind = Kind.EVENTS
         caller = await gateway.identities.identify(request)
         reply.exchange.caller, reply.exchange.plan, reply.cookie = caller, caller.plan, caller.set_cookie
-        if request.path != gateway.mount + b"/events":
+        if request.path != gateway.mount + EVENTS.raw:
             raise Refusal("not_found", "events are at /events")
         await gateway.judge_ordinary(request, caller, arrival.accepted)
         wake = asyncio.Event()

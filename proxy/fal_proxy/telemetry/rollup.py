@@ -19,7 +19,7 @@ from fal_proxy.exchange import ADMITTED, Caller, Exchange, shown_of
 MINUTES = 60
 HOURS = 24
 MOST_NAMES = 100  # per span and dimension, twice as many while it is counted
-MOST_CELLS = 500
+MOST_CELLS = 200
 MOST_CALLERS = 5_000  # whose ids are known, so that something can be done about them
 NAME_CHARS = 200
 OTHER: Final = "(other)"

@@ -96,7 +96,7 @@ def serve(config: str | None, host: str | None, port: int | None, reuse_port: bo
     def announce() -> None:
         _announce(listener)
         if admin is not None:
-            click.echo(f"fal-proxy: metrics on {admin.url}/metrics", err=True)
+            click.echo(f"fal-proxy: metrics on {admin.url}/metrics, the admin page on {admin.url}/", err=True)
         lines.start()
 
     run_server(listener, announce, beside=admin, drain=Drain(server.drain_seconds, server.drain_notice_seconds))

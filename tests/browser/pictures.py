@@ -36,7 +36,7 @@ async def take_admin(browser: Browser, folder: Path, temporary: Path) -> None:
     """Write the operator's picture to `folder`."""
     target = folder / "admin.png"
     async with office(temporary, past=True) as here:
-        options = {"viewport": {"width": 1200, "height": 1000}}
+        options = {"viewport": {"width": 1200, "height": 915}}
         given: dict[str, Any] = {
             "url": here.url,
             "token": "",

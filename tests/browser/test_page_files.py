@@ -12,11 +12,12 @@ from pathlib import Path
 import pytest
 
 from browser.pictures import PICTURES
-from fal_proxy import demo
+from fal_proxy import admin, demo
 from fal_proxy.errors import ERROR_TYPES
 from support.node import Node, NodeMissing, install
 
 PAGE = Path(demo.__file__).parent / "page"
+ADMIN_PAGE = Path(admin.__file__).parent / "page"
 BUNDLE = Path(__file__).parent / "bundle"
 BUILT = ("fal-client.js", "fal-client.LICENSES.txt")
 WRITTEN = sorted(path for path in PAGE.rglob("*") if path.is_file() and path.name not in BUILT)
@@ -84,13 +85,15 @@ def test_wheel_carries_the_page_and_nothing_of_node(tmp_path: Path) -> None:
         names = packed.namelist()
         for path in (*WRITTEN, *(PAGE / name for name in BUILT)):
             assert packed.read(f"fal_proxy/demo/page/{path.relative_to(PAGE).as_posix()}") == path.read_bytes()
+        for path in ADMIN_PAGE.iterdir():
+            assert packed.read(f"fal_proxy/admin/page/{path.name}") == path.read_bytes()
     assert not [name for name in names if "node_modules" in name or "package" in name]
 
 
-def test_readme_shows_two_small_pictures_of_the_page() -> None:
+def test_readme_shows_small_pictures_of_the_two_pages() -> None:
     root = Path(__file__).parents[2]
     shown = re.findall(r"!\[[^\]]{20,}\]\((docs/[\w-]+\.png)\)", (root / "README.md").read_text("utf-8"))
-    assert sorted(shown) == sorted(f"docs/{name}" for name, _, _ in PICTURES)
+    assert sorted(shown) == sorted(["docs/admin.png", *(f"docs/{name}" for name, _, _ in PICTURES)])
     for name in shown:
         assert (root / name).read_bytes().startswith(b"\x89PNG")
         assert (root / name).stat().st_size < 200_000

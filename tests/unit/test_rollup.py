@@ -11,7 +11,7 @@ import pytest
 from fal_proxy.admin.usage import SHOWN, as_csv, summary, tally_of
 from fal_proxy.errors import Refusal
 from fal_proxy.exchange import Caller, Exchange, Kind, shown_of
-from fal_proxy.telemetry.rollup import MOST_CALLERS, MOST_NAMES, NOBODY, OTHER, Rollup, Span, Tally, total
+from fal_proxy.telemetry.rollup import MOST_CALLERS, MOST_CELLS, MOST_NAMES, NOBODY, OTHER, Rollup, Span, Tally, total
 
 NOON = 1_794_225_600.0
 
@@ -96,6 +96,16 @@ def test_flood_of_names_is_bounded_and_those_that_cost_most_stay() -> None:
         for names in (span.callers, span.endpoints, span.plans):
             assert sum(tally.requests for tally in names.values()) == span.total.requests == 11 * MOST_NAMES
             assert sum(tally.microusd for tally in names.values()) == span.total.microusd
+
+
+def test_minute_of_a_flood_is_bounded_while_it_lasts() -> None:
+    day = Day()
+    for at in range(20 * MOST_NAMES):
+        day.run(f"key::{at}", f"app/{at}")
+        assert len(day.rollup._cells) <= MOST_CELLS
+        minute = day.rollup._minute
+        assert max(len(minute.callers), len(minute.endpoints)) <= 2 * MOST_NAMES
+    assert day.rollup.minutes()[-1].total.requests == 20 * MOST_NAMES
 
 
 def test_day_of_floods_stays_small() -> None:

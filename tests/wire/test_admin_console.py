@@ -173,7 +173,7 @@ async def test_caller_that_was_never_here_can_be_blocked_but_not_reset(operate: 
 
 
 async def test_what_is_stopped_stays_so_across_a_restart(serve: Serve, tmp_path: Path) -> None:
-    settings = limits(tmp_path, PLAN, prices=PRICES, state=State(url="journal"))
+    settings = limits(tmp_path, PLAN, prices=PRICES, state=State(url=f"memory://{tmp_path}/state"))
     upstream = serve(Fal().script)
     async with operated(upstream, tmp_path, settings) as on:
         shown = await on.shown(on.limited.ada)

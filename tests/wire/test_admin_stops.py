@@ -9,13 +9,15 @@ import msgspec
 import pytest
 
 from fal_proxy.errors import StoreUnavailable
-from fal_proxy.settings import Realtime
+from fal_proxy.settings import Realtime, State
 from fal_proxy.stores import Ask, Question, Standing, Verdict
 from fal_proxy.stores.memory import MemoryStore
-from support.limited import NETWORK, refused, wide
-from support.operated import Operate, operating
+from support.limited import NETWORK, RUN, Fal, limits, refused, wide
+from support.operated import Operate, operated, operating
+from support.peers import Serve
 from support.proxied import MOUNT
 from support.raw import raw_client, request
+from support.redis import redis_server
 from support.sockets import ALIAS, TOKENS, StartStage, stage
 from support.storage import page
 from support.websocket import opened
@@ -56,6 +58,22 @@ async def test_socket_without_a_budget_outlives_a_store_that_is_away(
             patch.setattr(on.proxy.app._gateway.gate.store, "admit", away)
             assert (await caller.end())[0] == 1000, "it ends by its silence"
     assert time.monotonic() - began >= 1.0
+
+
+async def test_switch_of_one_replica_stops_the_others_at_once(serve: Serve, tmp_path: Path) -> None:
+    with redis_server() as redis:
+        settings = limits(tmp_path, wide(budget="1.00/day"), prices={"default": 0.04}, state=State(url=redis.url))
+        upstream = serve(Fal().script)
+        async with operated(upstream, tmp_path, settings) as here, operated(upstream, tmp_path, settings) as there:
+            assert (await there.limited.ask(RUN, there.limited.ada)).status == 200
+            await here.act("/paid/stop")
+            refused(await there.limited.ask(RUN, there.limited.ada), 403, "blocked")
+            await there.act("/paid/resume")
+            assert (await here.limited.ask(RUN, here.limited.ada)).status == 200
+            shown = await there.shown(there.limited.ada)
+            await there.act(f"/callers/{shown}/block")
+            refused(await here.limited.ask(("GET", "/me"), here.limited.ada), 403, "blocked")
+            assert [each["caller"] for each in (await here.see("/usage"))["stopped"]["callers"]] == [shown]
 
 
 class Deaf(MemoryStore):

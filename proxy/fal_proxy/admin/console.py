@@ -5,6 +5,7 @@ Shows what this process has seen; what it stops, it stops in every process that 
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -75,7 +76,8 @@ class Console:
 
     async def export(self) -> Answer:
         """Return the last day's hours as CSV. Raises Refusal."""
-        return CSV, as_csv(self._gateway.telemetry.rollup.hours())
+        hours = self._gateway.telemetry.rollup.hours()  # the running one is a copy, and the others do not change
+        return CSV, await asyncio.to_thread(as_csv, hours)
 
     async def caller(self, shown: str) -> Answer:
         """Return what is known about a caller. Raises Refusal store_unavailable."""

@@ -111,7 +111,7 @@ class Gate:
             f"{self._process}{next(self._count):x}" if reserving else "",
             target.kind is Kind.SUBMIT or (lease is not None and lease.holds),
             len(own.each),
-            marks_of(caller, paid=target.kind.traits.paid),
+            marks_of(caller, paid=target.kind.traits.paid) if self.store.may_be_marked else (),
         )
         try:
             verdict = await self.store.admit(ask)
@@ -135,7 +135,7 @@ class Gate:
             budgets=budgets if costs else (),
             amount_microusd=amount_microusd if costs else 0,
             entry_id=entry_id,
-            marks=marks_of(caller, paid=True),
+            marks=marks_of(caller, paid=True) if self.store.may_be_marked else (),
         )
         try:
             verdict = await self.store.admit(ask)
@@ -150,6 +150,8 @@ class Gate:
 
     async def judge_blocked(self, caller: Caller) -> None:
         """Judge what is counted nowhere, and so works while the store is away. Raises Refusal blocked."""
+        if not self.store.may_be_marked:
+            return
         names = marks_of(caller, paid=False)
         try:
             standing = await self.store.standing(Question(marks=names))

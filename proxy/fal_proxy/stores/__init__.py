@@ -162,6 +162,10 @@ class Store(Protocol):
     `settle`, `completed` and `hasten` may instead be carried out later: they are idempotent.
     """
 
+    @property
+    def may_be_marked(self) -> bool:
+        """Whether an admission has to name its marks; False where none is, and none can come from another process."""
+
     async def admit(self, ask: Ask) -> Verdict:
         """Judge and reserve in one step. A refusal consumes nothing; an admission with an entry is durable on return."""
 

@@ -20,6 +20,11 @@ class FallbackStore:
         self._local = MemoryStore()
         self._local_entries: set[str] = set()
 
+    @property
+    def may_be_marked(self) -> bool:
+        """Whatever the shared store says."""
+        return self._shared.may_be_marked
+
     async def admit(self, ask: Ask) -> Verdict:
         """Admit in the shared store, or locally what needs neither money nor memory."""
         try:

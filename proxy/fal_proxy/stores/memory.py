@@ -59,6 +59,11 @@ class MemoryStore:
             self._adopt()
             journal.start(puts)
 
+    @property
+    def may_be_marked(self) -> bool:
+        """Whether anything is marked."""
+        return bool(self.state.marks)
+
     async def admit(self, ask: Ask) -> Verdict:
         """Judge and reserve in one step."""
         if ask.entry_id and self._journal is not None:

@@ -100,6 +100,11 @@ class RedisStore:
         self._sender: asyncio.Task[None] | None = None
 
     @property
+    def may_be_marked(self) -> bool:
+        """Anything, by any process and at any time."""
+        return True
+
+    @property
     def available(self) -> bool:
         """Whether the last thing heard of Redis was good."""
         return not self._lost and not self._link.broken

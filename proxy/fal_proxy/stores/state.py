@@ -118,7 +118,9 @@ class State:
             purse = self.purses.get(name)
             if purse is None:
                 continue  # its period is long over, and nothing can be admitted against it any more
-            purse.spent = max(purse.spent + more, 0)  # less only where `forget` came in between
+            purse.spent += more
+            if purse.spent < 0:  # only where `forget` came in between
+                purse.spent = 0
             purse.reserved -= freed
             if self.written_down:
                 self._put_purse(name, purse)

@@ -19,7 +19,8 @@ from fal_proxy.exchange import ADMITTED, Caller, Exchange, shown_of
 MINUTES = 60
 HOURS = 24
 MOST_NAMES = 100  # per span and dimension, twice as many while it is counted
-MOST_CALLERS = 10_000  # whose ids are known, so that something can be done about them
+MOST_CELLS = 200
+MOST_CALLERS = 5_000  # whose ids are known, so that something can be done about them
 NAME_CHARS = 200
 OTHER: Final = "(other)"
 NOBODY: Final = "(none)"  # refused before it was known, or settled without a request
@@ -44,7 +45,14 @@ class Tally(msgspec.Struct, gc=False):
         self.microusd += other.microusd
 
 
+class _Cell(Tally, gc=False):
+    """What one caller does at one endpoint, within the running minute and until it is poured out."""
+
+    caller: Caller | None = None
+
+
 Names = dict[str, Tally]
+_Key = tuple[str | None, str, str | None]  # plan, endpoint, id of the caller
 
 
 class Span:
@@ -86,6 +94,7 @@ class Rollup:
         self._clock = clock
         self.began = clock()
         self._minute = Span(self.began // _MINUTE_SECONDS * _MINUTE_SECONDS)
+        self._cells: dict[_Key, _Cell] = {}  # of the running minute: one lookup for each exchange
         self._minutes: deque[Span] = deque(maxlen=MINUTES - 1)  # that are over
         self._hours: deque[Span] = deque(maxlen=HOURS)  # of minutes that are over; the last one is the running hour
         self._callers: OrderedDict[str, Caller] = OrderedDict()  # by what they are shown as, the last to ask last
@@ -97,30 +106,23 @@ class Rollup:
         now = self._clock()
         if not 0 <= now - self._minute.start < _MINUTE_SECONDS:
             self._turn(now)
-        minute, caller, kind = self._minute, exchange.caller, exchange.kind
-        shown = NOBODY if caller is None else shown_of(caller.id)
-        if caller is not None:
-            self._know(shown, caller)
-        requests = 0 if exchange.settled else 1
-        admitted = exchange.decision == ADMITTED
-        paid = requests if admitted and kind is not None and kind.traits.paid else 0
-        refused = 0 if admitted else 1
-        microusd = exchange.cost_microusd or 0
-        if refused:
-            minute.refusals[exchange.decision] = minute.refusals.get(exchange.decision, 0) + 1
-        for tally in (
-            minute.total,
-            _under(minute.plans, (exchange.plan or NOBODY)[:NAME_CHARS]),
-            _under(minute.endpoints, (exchange.endpoint_id or NOBODY)[:NAME_CHARS]),
-            _under(minute.callers, shown),
-        ):
-            tally.requests += requests
-            tally.paid += paid
-            tally.refused += refused
-            tally.microusd += microusd
+        caller = exchange.caller
+        key = (exchange.plan, exchange.endpoint_id[:NAME_CHARS], None if caller is None else caller.id)
+        cell = self._cells.get(key) or self._cell(key, caller)
+        if not exchange.settled:
+            cell.requests += 1
+        if exchange.decision != ADMITTED:
+            cell.refused += 1
+            refusals = self._minute.refusals
+            refusals[exchange.decision] = refusals.get(exchange.decision, 0) + 1
+        elif exchange.kind is not None and exchange.kind.traits.paid:
+            cell.paid += 1
+        if exchange.cost_microusd:
+            cell.microusd += exchange.cost_microusd
 
     def find(self, shown: str) -> Caller | None:
         """Return a caller who was here, and whose network with them, by what they are shown as."""
+        self._pour()
         return self._callers.get(shown)
 
     def minutes(self) -> list[Span]:
@@ -139,8 +141,28 @@ class Rollup:
         spans = [each for each in self._hours if each.start != start]
         return _without_gaps([*spans, running], start, _HOUR_SECONDS, HOURS)
 
+    def _cell(self, key: _Key, caller: Caller | None) -> _Cell:
+        if len(self._cells) >= MOST_CELLS:
+            self._pour()
+        cell = self._cells[key] = _Cell(caller=caller)
+        return cell
+
+    def _pour(self) -> None:
+        """Add the cells to the running minute."""
+        minute = self._minute
+        for (plan, endpoint, _), cell in self._cells.items():
+            shown = NOBODY if cell.caller is None else shown_of(cell.caller.id)
+            if cell.caller is not None:
+                self._know(shown, cell.caller)
+            minute.total.add(cell)
+            _under(minute.plans, plan[:NAME_CHARS] if plan else NOBODY).add(cell)
+            _under(minute.endpoints, endpoint or NOBODY).add(cell)
+            _under(minute.callers, shown).add(cell)
+        self._cells.clear()
+
     def _turn(self, now: float) -> None:
-        """Begin the running minute, and fold the one before it."""
+        """Pour out what was counted, begin the running minute, and fold the one before it."""
+        self._pour()
         start = now // _MINUTE_SECONDS * _MINUTE_SECONDS
         if start <= self._minute.start:
             return  # the clock may have stepped back: what comes now belongs to the latest minute that was seen
@@ -154,12 +176,10 @@ class Rollup:
         self._hours[-1].close()
 
     def _know(self, shown: str, caller: Caller) -> None:
-        known = self._callers
-        if shown in known:
-            known.move_to_end(shown)
-        elif len(known) >= MOST_CALLERS:
-            known.popitem(last=False)
-        known[shown] = caller
+        self._callers[shown] = caller
+        self._callers.move_to_end(shown)
+        if len(self._callers) > MOST_CALLERS:
+            self._callers.popitem(last=False)
 
 
 def total(spans: Iterable[Span]) -> Span:

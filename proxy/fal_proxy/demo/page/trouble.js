@@ -3,6 +3,7 @@ const OURS = {
   invalid_target: ["The proxy does not know that address", "Look at what the page asked for."],
   bad_request: ["The request makes no sense", "Look at what the page sent."],
   body_too_large: ["That is too large", "Choose something smaller."],
+  blocked: ["The proxy's operator has stopped this", "Ask whoever runs the proxy."],
   budget_exhausted: ["The budget is used up", "Wait until it fills again, or play as somebody with more."],
   capability_expired: ["The upload took too long", "Start it anew."],
   concurrency_limited: ["Too many at a time", "Wait until one of them has ended."],

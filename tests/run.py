@@ -18,6 +18,7 @@ CHECKS = [
 ]
 # Two at a time: much of the suite waits for other processes. A file stays together, for the fixtures that it shares.
 PARALLEL = ["--numprocesses", "2", "--dist", "loadfile"]
+SERVERS = "/usr/sbin"  # where Debian puts nginx; not in everybody's PATH
 # What the tests start, or draw with, and the Debian package that brings it.
 PROGRAMS = {
     "/usr/share/fonts/opentype/inter": "fonts-inter",
@@ -38,6 +39,7 @@ PROGRAMS = {
 def main() -> int:
     """Run everything; return the first failure's exit code."""
     os.chdir(ROOT)
+    os.environ["PATH"] += os.pathsep + SERVERS  # last: what the caller's PATH names comes first
     if len(sys.argv) > 1:
         return subprocess.call([sys.executable, "-m", "pytest", *sys.argv[1:]])
     install_programs()

@@ -16,9 +16,8 @@ CHECKS = [
     ["mypy"],
     ["lint-imports"],
 ]
-# Two at a time: much of the suite waits for other processes. A file stays together, for the fixtures that it shares. In the
-# order of their names, which has the long scenes of tests/browser first: with them last, one of the two would wait.
-PARALLEL = ["--numprocesses", "2", "--dist", "loadfile", "--no-loadscope-reorder"]
+# Two at a time: much of the suite waits for other processes. A file stays together, for the fixtures that it shares.
+PARALLEL = ["--numprocesses", "2", "--dist", "loadfile"]
 SERVERS = "/usr/sbin"  # where Debian puts nginx; not in everybody's PATH
 # What the tests start, or draw with, and the Debian package that brings it.
 PROGRAMS = {

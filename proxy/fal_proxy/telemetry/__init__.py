@@ -1,8 +1,6 @@
 """What became of each exchange: one line, the metrics, the rollup and, if wanted, spans.
 
-Decides nothing, and sees only what an Exchange holds.
-
-Exchanges that end in one turn of the loop are recorded together, after their answers have left.
+Decides nothing, and sees only what an Exchange holds. Exchanges that end in one turn of the loop are recorded together, after their answers have left.
 """
 
 from __future__ import annotations

@@ -92,6 +92,8 @@ class Observed:
         while True:
             sight = await self.look()
             busy = sight.in_progress or sight.open_calls or sight.reservations or sight.tasks > before.tasks
+            # A loop learns that a connection died one turn before or after its socket is gone.
+            busy = busy or sight.sockets - sight.idle != before.sockets - before.idle
             if not busy or asyncio.get_running_loop().time() > deadline:
                 return sight
             await asyncio.sleep(0.05)

@@ -51,7 +51,8 @@ class Pool(Generic[OriginT, ConnectionT]):
         self._clock = clock
 
     def __len__(self) -> int:
-        return self._count
+        """Count what is open: one that upstream closed meanwhile stays in its stack until it is met."""
+        return sum(connection.open for idle in self._idle.values() for _, connection in idle)
 
     def take(self, origin: OriginT) -> ConnectionT | None:
         """Return the connection that was used last and is still usable, or None."""

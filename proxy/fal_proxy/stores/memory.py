@@ -88,7 +88,7 @@ class MemoryStore:
                 told -= 1
                 states.append(window.state(rate.limit, seconds, now))
         if record is not None:
-            state.polled(record.request_id, now)
+            state.asks.polled(record.request_id, now)
         if ask.entry_id:
             slots = tuple([limit.key for limit in ask.concurrency])
             names = tuple([charged[0] for charged in purses])

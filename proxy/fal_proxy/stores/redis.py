@@ -57,6 +57,7 @@ from fal_proxy.stores import (
     Standing,
     Usage,
     Verdict,
+    asks,
     holdings,
     state,
 )
@@ -72,9 +73,9 @@ _CONSTANTS = {
     "SLOTS": SLOTS,
     "RECORD": RECORD_SECONDS,
     "REQUEST_LEASE": REQUEST_LEASE_SECONDS,
-    "FIRST_ASK": state.FIRST_ASK_SECONDS,
-    "LONGEST_ASK": state.LONGEST_ASK_SECONDS,
-    "LATE_ASKS": state.LATE_ASKS,
+    "FIRST_ASK": asks.FIRST_ASK_SECONDS,
+    "LONGEST_ASK": asks.LONGEST_ASK_SECONDS,
+    "LATE_ASKS": asks.LATE_ASKS,
     "CONCURRENCY_RETRY": CONCURRENCY_RETRY_SECONDS,
 }
 SOURCE = "".join(

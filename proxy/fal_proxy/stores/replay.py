@@ -142,7 +142,7 @@ def _apply_record(state: State, values: list[Any]) -> None:
         state.records[request_id] = record
     else:
         state.add_record(record, born)
-        state.watch(request_id, born)
+        state.asks.watch(request_id, born)
 
 
 def _name(value: list[str]) -> Name:

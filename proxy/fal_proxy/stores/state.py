@@ -13,7 +13,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from fal_proxy.stores import RECORD_SECONDS, Outcome, Rate, RateState, Record
-from fal_proxy.stores.holdings import Charged, Entry, Job, Name, Purse, Put, entry_put, flooder, record_fields
+from fal_proxy.stores.asks import FIRST_ASK_SECONDS, LATE_ASKS, Asks
+from fal_proxy.stores.holdings import Charged, Entry, Name, Purse, Put, entry_put, flooder, record_fields
 from fal_proxy.stores.windows import Window, drop_idle
 
 # A flood of submits evicts the flooder's own oldest records, then the oldest of all.
@@ -22,9 +23,6 @@ MAX_RECORDS = 500_000
 _DROPPED_AT_ONCE = 4
 _CLOCK_SECONDS = 60.0
 _LEASE_LOOK_SECONDS = 60.0  # less than any lease
-FIRST_ASK_SECONDS = 10.0
-LONGEST_ASK_SECONDS = 60.0
-LATE_ASKS = 3
 # After its period a purse is kept until no entry can be settled against it any more.
 _PURSE_GRACE_SECONDS = RECORD_SECONDS + 3 * 3600.0
 
@@ -42,8 +40,7 @@ class State:
     records: OrderedDict[str, Record] = field(default_factory=OrderedDict)  # oldest first
     born: dict[str, float] = field(default_factory=dict)
     _by_owner: dict[str, OrderedDict[str, None]] = field(default_factory=dict)
-    _jobs: dict[str, Job] = field(default_factory=dict)
-    _asks: list[tuple[float, str]] = field(default_factory=list)
+    asks: Asks = field(default_factory=Asks)
     requests: dict[str, Entry] = field(default_factory=dict)  # open entries that belong to no job, or not yet
     leases: list[tuple[float, str]] = field(default_factory=list)  # of jobs
     _leases_from: float = 0.0  # no lease in `requests` ends before
@@ -172,7 +169,7 @@ class State:
             self.requests.pop(entry.id, None)
             heapq.heappush(self.leases, (lease_end, entry.id))
             self.put_entry(entry)
-            self.watch(record.request_id, now + FIRST_ASK_SECONDS)
+            self.asks.watch(record.request_id, now + FIRST_ASK_SECONDS)
         self._put("record", now, *record_fields(record))
         mine = self._by_owner[flooder(record.owners)]
         if len(mine) > MAX_RECORDS_PER_OWNER:
@@ -203,51 +200,20 @@ class State:
             self.free(entry)
             self.put_entry(entry)
 
-    def watch(self, request_id: str, when: float) -> None:
-        """Let the settler ask about a job from `when` on."""
-        heapq.heappush(self._asks, (when, request_id))
-        self._jobs[request_id] = Job(when, 0, when)
+    def entry_of(self, request_id: str) -> Entry | None:
+        """Return the entry that pays for a job."""
+        record = self.records.get(request_id)
+        return None if record is None else self.entries.get(record.entry_id)
 
     def hasten(self, request_id: str, now: float) -> None:
         """Let the settler ask now, a few times even about a job that only the end of its lease has settled."""
-        record = self.find(request_id, now)
-        entry = self.entries.get(record.entry_id) if record is not None else None
+        entry = self.entry_of(request_id) if self.find(request_id, now) is not None else None
         if entry is not None and entry.outcome in (None, Outcome.AS_RESERVED):
-            self._jobs[request_id] = Job(now, 0, now, 0 if entry.outcome is None else LATE_ASKS)
-            heapq.heappush(self._asks, (now, request_id))
-
-    def polled(self, request_id: str, now: float) -> None:
-        """Let the settler wait: somebody asks about the job already."""
-        job = self._jobs.get(request_id)
-        if job is not None:
-            job.next_ask, job.attempt = now + FIRST_ASK_SECONDS, 0
-            if job.next_ask < job.queued:
-                self._queue(request_id, job)
+            self.asks.watch(request_id, now, 0 if entry.outcome is None else LATE_ASKS)
 
     def claim(self, now: float) -> tuple[str, int] | None:
         """Return the request id and attempt of a job that is due, None when none is; its next turn comes later."""
-        while self._asks and self._asks[0][0] <= now:
-            when, request_id = heapq.heappop(self._asks)
-            job = self._jobs.get(request_id)
-            if job is None or when != job.queued:
-                continue
-            record = self.records.get(request_id)
-            entry = self.entries.get(record.entry_id) if record is not None else None
-            late = entry is not None and entry.outcome is Outcome.AS_RESERVED and job.attempt < job.late_asks
-            if entry is None or (entry.outcome is not None and not late):
-                del self._jobs[request_id]
-            elif job.next_ask > now:
-                self._queue(request_id, job)
-            else:
-                job.attempt += 1
-                job.next_ask = now + min(FIRST_ASK_SECONDS * 2**job.attempt, LONGEST_ASK_SECONDS)
-                self._queue(request_id, job)
-                return request_id, job.attempt - 1
-        return None
-
-    def _queue(self, request_id: str, job: Job) -> None:
-        job.queued = job.next_ask
-        heapq.heappush(self._asks, (job.queued, request_id))
+        return self.asks.claim(now, self.entry_of)
 
     # The end of things
 
@@ -281,7 +247,7 @@ class State:
         """Forget a record; its entry ends with its lease if it is still open."""
         record = self.records.pop(request_id)
         self.born.pop(request_id, None)
-        self._jobs.pop(request_id, None)
+        self.asks.forget(request_id)
         mine = self._by_owner[flooder(record.owners)]
         mine.pop(request_id, None)
         if not mine:

@@ -191,7 +191,7 @@ async def test_a_foreign_file_under_our_name_is_refused_and_left_alone(tmp_path:
     assert path.read_bytes() == text
 
 
-@pytest.mark.parametrize("put", [(TITLE[0], 2), ("a kind of tomorrow", 1)])
+@pytest.mark.parametrize("put", [(TITLE[0], TITLE[1] + 1), ("a kind of tomorrow", 1)])
 async def test_a_newer_version_is_refused(tmp_path: Path, put: tuple[Any, ...]) -> None:
     first = [] if put[0] == TITLE[0] else [frame([encode(TITLE)])]
     (tmp_path / "00000001.journal").write_bytes(b"".join([*first, frame([encode(put)])]))

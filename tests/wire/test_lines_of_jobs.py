@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 
 from support.limited import (
-    APP,
     COMPLETED,
     NAMED,
     RUN,
@@ -87,16 +86,18 @@ async def test_what_the_settler_learns_leaves_a_line_and_is_counted(
     expected = {
         "kind": "settled",
         "request_id": job,
-        "endpoint": APP,
+        "endpoint": "fal-ai/flux/dev",
         "units": billed,
         "cost_microusd": cost,
         "decision": "admitted",
-        "caller": None,
+        **{name: submitted[name] for name in ("caller", "source", "plan")},
     }
     assert {name: settled[name] for name in expected} == expected, why
     spent, reserved = await running.money(running.ada)
     assert (spent, reserved) == (cost, 0), "the lines add up to the books"
-    assert total(samples(running.proxy.app), "fal_proxy_exchanges_total", kind="settled") == 1
+    found = samples(running.proxy.app)
+    assert total(found, "fal_proxy_exchanges_total", kind="settled") == 1
+    assert total(found, "fal_proxy_cost_microusd_total", plan="default") == cost
 
 
 async def test_a_job_without_a_price_is_settled_without_a_cost(limit: Limit, lines: Lines) -> None:

@@ -23,7 +23,7 @@ from fal_proxy.admission.limits import CLASSES, BudgetLimit, Limits, class_of
 from fal_proxy.admission.refusals import refusal, unavailable
 from fal_proxy.admission.terms import Terms, compile_terms
 from fal_proxy.errors import StoreUnavailable
-from fal_proxy.exchange import Caller, Kind, Target
+from fal_proxy.exchange import Caller, Kind, Payer, Target
 from fal_proxy.stores import Ask, Budget, Concurrency, Outcome, Owns, Question, Rate, Record, Store
 
 Subjects = tuple[tuple[str, Terms], ...]
@@ -38,6 +38,7 @@ class Grant(msgspec.Struct, frozen=True):
     amount_microusd: int = 0
     headers: tuple[tuple[bytes, bytes], ...] = ()
     record: Record | None = None
+    payer: Payer | None = None
 
 
 class Gate:
@@ -100,6 +101,7 @@ class Gate:
                 budgets.append(budget)
         if reserving:
             budgets += self._shared[plan]
+        payer = Payer(plan, caller.shown, caller.source, target.endpoint_id) if reserving else None
         ask = Ask(
             self._owns(caller, target),
             tuple(rates),
@@ -111,6 +113,7 @@ class Gate:
             target.kind is Kind.SUBMIT or (lease is not None and lease.holds),
             len(own.each),
             marks_of(caller, paid=target.kind.traits.paid) if self.store.may_be_marked else (),
+            payer,
         )
         try:
             verdict = await self.store.admit(ask)
@@ -121,25 +124,30 @@ class Gate:
             raise unavailable() from error
         if verdict.denied is not None:
             raise refusal(verdict, ask, caller, own)
-        return Grant(ask.entry_id, price, amount_microusd, own.told(verdict.rates[: len(own.each)]), record)
+        told = own.told(verdict.rates[: len(own.each)])
+        return Grant(ask.entry_id, price, amount_microusd, told, record, payer)
 
-    async def lease(self, caller: Caller, plan: str, amount_microusd: int) -> None:
-        """Charge for more of something that goes on. Raises Refusal: blocked, budget_exhausted, store_unavailable."""
+    async def lease(self, caller: Caller, plan: str, grant: Grant) -> None:
+        """Charge what was granted once more, because it goes on; it is told when the grant's own entry is settled.
+
+        Raises Refusal: blocked, budget_exhausted, store_unavailable.
+        """
         subjects = self._subjects(caller, plan)
         owned = [budget for subject, terms in subjects if (budget := terms.budget_of(subject)) is not None]
         budgets = (*owned, *self._shared[plan])
-        costs = bool(budgets and amount_microusd)
+        costs = bool(budgets and grant.amount_microusd)
         entry_id = f"{self._process}{next(self._count):x}" if costs else ""
         ask = Ask(
             budgets=budgets if costs else (),
-            amount_microusd=amount_microusd if costs else 0,
+            amount_microusd=grant.amount_microusd if costs else 0,
             entry_id=entry_id,
             marks=marks_of(caller, paid=True) if self.store.may_be_marked else (),
+            payer=grant.payer,
         )
         try:
             verdict = await self.store.admit(ask)
             if verdict.denied is None and costs:
-                await self.store.settle(entry_id, Outcome.AS_RESERVED)
+                await self.store.settle(entry_id, Outcome.AS_RESERVED, onto=grant.entry_id)
         except StoreUnavailable as error:
             if not costs:
                 return  # nothing would have to be counted, and what was stopped is heard of with the next renewal

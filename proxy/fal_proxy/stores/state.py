@@ -12,9 +12,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from fal_proxy.stores import RECORD_SECONDS, Outcome, Rate, RateState, Record
+from fal_proxy.stores import RECORD_SECONDS, Cause, Change, Outcome, Rate, RateState, Record
 from fal_proxy.stores.asks import FIRST_ASK_SECONDS, LATE_ASKS, Asks
-from fal_proxy.stores.holdings import Charged, Entry, Name, Purse, Put, entry_put, flooder, record_fields
+from fal_proxy.stores.holdings import Charged, Entry, Name, Purse, Put, entry_put, flooder, record_fields, untold_put
 from fal_proxy.stores.windows import Window, drop_idle
 
 # A flood of submits evicts the flooder's own oldest records, then the oldest of all.
@@ -48,6 +48,7 @@ class State:
     covers: dict[str, float] = field(default_factory=dict)  # until when each is covered
     marks: dict[str, float] = field(default_factory=dict)  # since when; `marks` changes them
     _cover_ends: list[tuple[float, str]] = field(default_factory=list)
+    untold: dict[int, Change] = field(default_factory=dict)  # by number; oldest first
     _puts: list[Put] = field(default_factory=list)
 
     def note_clock(self, now: float) -> None:
@@ -109,7 +110,10 @@ class State:
             entry.lease_end = lease_end
 
     def settle(self, entry: Entry, outcome: Outcome, amount: int) -> int:
-        """Replace the reservation, or an earlier settlement, by a charge, and return the change; free the slots."""
+        """Replace the reservation, or an earlier settlement, by a charge, and free the slots.
+
+        Return the change, and what was put onto the entry: all that is to be told now.
+        """
         more, freed = amount - entry.charged, entry.amount if entry.outcome is None else 0
         for name in entry.purses:
             purse = self.purses.get(name)
@@ -122,6 +126,7 @@ class State:
             if self.written_down:
                 self._put_purse(name, purse)
         entry.outcome, entry.charged = outcome, amount
+        more, entry.onto = more + entry.onto, 0
         self.requests.pop(entry.id, None)
         self.free(entry)
         if entry.request_id:
@@ -129,6 +134,27 @@ class State:
         else:
             self._drop_entry(entry.id)
         return more
+
+    def put_onto(self, name: str, entry: Entry, change: int) -> None:
+        """Keep a change, to be told with another entry, or by itself if that one is not open."""
+        other = self.entries.get(name)
+        if other is None or other.outcome is not None:
+            self.leave(entry, change, Cause.APART)
+        else:
+            other.onto += change
+            self.put_entry(other)
+
+    def leave(self, entry: Entry, change: int, cause: Cause) -> None:
+        """Keep a change that nobody is there to tell of."""
+        if change:
+            number = next(reversed(self.untold), 0) + 1
+            self.untold[number] = Change(number, change, cause, entry.payer, entry.request_id)
+            self._put(*untold_put(self.untold[number]))
+
+    def told(self, number: int) -> None:
+        """Forget a change: it has been told."""
+        if self.untold.pop(number, None) is not None:
+            self._put("told", number)
 
     def free(self, entry: Entry) -> None:
         """Give an entry's slots back."""
@@ -221,13 +247,13 @@ class State:
         """Drop a little of what is over: O(1) whatever the size."""
         if self._leases_from <= now:
             for entry in [entry for entry in self.requests.values() if entry.lease_end <= now]:
-                self.settle(entry, Outcome.AS_RESERVED, entry.amount)
+                self.leave(entry, self.settle(entry, Outcome.AS_RESERVED, entry.amount), Cause.LEASE_END)
             ends = [entry.lease_end for entry in self.requests.values()]
             self._leases_from = min(ends, default=now + _LEASE_LOOK_SECONDS)
         while self.leases and self.leases[0][0] <= now:
             job = self.entries.get(heapq.heappop(self.leases)[1])
             if job is not None and job.outcome is None:
-                self.settle(job, Outcome.AS_RESERVED, job.amount)
+                self.leave(job, self.settle(job, Outcome.AS_RESERVED, job.amount), Cause.LEASE_END)
         if self.records:
             for _ in range(_DROPPED_AT_ONCE):
                 oldest = next(iter(self.records), None)

@@ -23,6 +23,7 @@ from fal_proxy.telemetry.watched import FetchedPrices, Keys, Upstream
 
 __all__ = ["CONTENT_TYPE", "METRICS", "Metrics", "label_values"]
 
+OTHER_PLAN = "(other)"  # what is settled of a plan that the settings no longer name
 KINDS = (*(kind.value for kind in Kind), PREFLIGHT, SETTLED, NO_KIND)
 # A status answers in milliseconds, a video in half an hour.
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800, 3600)
@@ -46,7 +47,7 @@ METRICS = {
             "fal_proxy_exchanges_total",
             "counter",
             ("kind", "decision", "ending"),
-            "requests below the mount, ended; and jobs that the settler settled",
+            "requests below the mount, ended; and charges without one (`settled`)",
         ),
         Row("fal_proxy_exchange_seconds", "histogram", ("kind",), "how long they took, to the last byte"),
         Row("fal_proxy_first_byte_seconds", "histogram", ("kind",), "until fal's answer began"),
@@ -56,13 +57,13 @@ METRICS = {
             "fal_proxy_cost_microusd_total",
             "counter",
             ("plan",),
-            "what callers were charged, in millionths of a dollar",
+            "by how much charges were raised, in millionths of a dollar; counted when they are settled",
         ),
         Row(
             "fal_proxy_cost_lowered_microusd_total",
             "counter",
             ("plan",),
-            "by how much earlier charges were lowered, when fal billed less; the books are the difference",
+            "by how much charges were lowered, when fal billed less than was charged; the books are the difference",
         ),
         Row("fal_proxy_in_flight", "gauge", ("kind",), "requests in progress"),
         Row("fal_proxy_upstream_idle_connections", "gauge", (), "open connections to fal that wait for a request"),
@@ -95,7 +96,7 @@ def label_values(plans: Collection[str]) -> dict[str, frozenset[str]]:
         "kind": frozenset(KINDS),
         "decision": frozenset([ADMITTED, *ERROR_TYPES]),
         "ending": frozenset(ending.value for ending in Ending),
-        "plan": frozenset(plans),
+        "plan": frozenset([*plans, OTHER_PLAN]),
         "receipt": frozenset(receipt.value for receipt in Receipt),
         "attempt": frozenset(attempt.value for attempt in Attempt),
     }
@@ -119,6 +120,7 @@ class _Exchanges(Collector):
     def __init__(self, plans: Collection[str]) -> None:
         self.outcomes: dict[tuple[str, str, Ending], int] = {}
         self.kinds: dict[str, _OfKind] = {}
+        self._plans = frozenset(plans)
         self.costs = dict.fromkeys(plans, 0)
         self.lowered = dict.fromkeys(plans, 0)
 
@@ -138,9 +140,10 @@ class _Exchanges(Collector):
             kind.first_byte_sum += first
         kind.bytes_up += exchange.bytes_up
         kind.bytes_down += exchange.bytes_down
-        if (cost := exchange.cost_microusd) is not None and exchange.plan in self.costs:
-            into = self.costs if cost >= 0 else self.lowered
-            into[exchange.plan] += abs(cost)
+        if cost := exchange.cost_microusd:
+            plan = exchange.plan if exchange.plan in self._plans else OTHER_PLAN
+            into = self.costs if cost > 0 else self.lowered
+            into[plan] = into.get(plan, 0) + abs(cost)
 
     def collect(self) -> Iterable[Metric]:
         """Return everything as metrics."""

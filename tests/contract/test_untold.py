@@ -15,6 +15,7 @@ from fal_proxy.errors import StoreUnavailable
 from fal_proxy.exchange import Payer
 from fal_proxy.stores import Budget, Cause, Change, Outcome, Question, Store
 from fal_proxy.stores.frames import encode, frame
+from fal_proxy.stores.holdings import Put
 from fal_proxy.stores.journal import Journal
 from fal_proxy.stores.link import NotSent
 from fal_proxy.stores.memory import MemoryStore
@@ -180,10 +181,10 @@ async def test_payers_of_open_jobs_survive_a_restart(tmp_path: Path) -> None:
 
 async def test_a_journal_without_payers_is_read_and_what_it_holds_is_told_of_nobody(tmp_path: Path) -> None:
     purse = ("caller", "total", "total")
-    entry = ("entry", "run", 40, [purse], [], "0.025", NOON + 60, "", None, 0)
-    job = ("entry", "job", 40, [purse], [], "0.025", NOON + 60, "request-1", None, 0)
+    entry: Put = ("entry", "run", 40, [purse], [], "0.025", NOON + 60, "", None, 0)
+    job: Put = ("entry", "job", 40, [purse], [], "0.025", NOON + 60, "request-1", None, 0)
     record = ("record", NOON, "request-1", ["fal-ai/flux"], ["me"], "job", "0.025", "/x", "key", False)
-    puts = [("purse", purse, 0, 80, None), entry, job, record, ("complete",)]
+    puts: list[Put] = [("purse", purse, 0, 80, None), entry, job, record, ("complete",)]
     groups = [[("fal-proxy journal", 1)], puts]
     segment = b"".join(frame([encode(put) for put in group]) for group in groups)
     (tmp_path / "00000001.journal").write_bytes(segment)

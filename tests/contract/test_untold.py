@@ -17,10 +17,9 @@ from fal_proxy.stores import Budget, Cause, Change, Outcome, Question, Store
 from fal_proxy.stores.frames import encode, frame
 from fal_proxy.stores.holdings import Put
 from fal_proxy.stores.journal import Journal
-from fal_proxy.stores.link import NotSent
 from fal_proxy.stores.memory import MemoryStore
 from fal_proxy.stores.redis import RedisStore
-from support.redis import RedisServer
+from support.redis import RedisServer, Unsteady
 
 R, A, B = Outcome.RELEASED, Outcome.AS_RESERVED, Outcome.BILLED
 BUDGET = Budget("caller", 10**12, "total")
@@ -213,26 +212,6 @@ async def test_each_change_is_lent_to_one_process_and_to_another_when_that_one_d
     assert (await taken(first), await taken(second)) == ([], [])
     for store in (first, second):
         await store.close()
-
-
-class Unsteady(RedisStore):
-    """A store whose calls now and then do not reach Redis, or whose answers are lost."""
-
-    fate: list[str]
-
-    async def _run(self, operation: str, argument: object) -> Any:
-        fate = self.fate.pop() if operation in ("settle", "untold") and self.fate else "well"
-        if fate == "unsent":
-            raise NotSent("it did not leave")
-        reply = await super()._run(operation, argument)
-        if fate == "unheard":
-            raise StoreUnavailable("no answer came")
-        return reply
-
-    async def heard(self) -> None:
-        """Wait until everything has reached Redis."""
-        while (sender := self._sender) is not None:
-            await sender
 
 
 class Fate(NamedTuple):

@@ -158,7 +158,7 @@ class RedisStore:
         """Replace an entry's reservation and free its slot; later, if Redis is away now, and 0 is returned."""
         if amount_microusd > MOST_MICROUSD:
             raise ValueError(f"amounts above {MOST_MICROUSD} micro-dollars cannot be counted exactly in Redis")
-        asked = (entry_id, outcome, amount_microusd, by, onto, f"{self._proposal}-{next(self._marks):x}")
+        asked = (entry_id, outcome, amount_microusd, by, onto, f"{self._proposal[:12]}-{next(self._marks):x}")
         reply = await self._now_or_later("settle", (*asked, False), (*asked, True))
         return 0 if reply is None else int(msgspec.msgpack.decode(reply, type=float))
 

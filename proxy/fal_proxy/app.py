@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Mapping
 from fractions import Fraction
 from pathlib import Path
@@ -105,6 +106,8 @@ class App:
         await self._gateway.price_list.close()
         if self._hub is not None:
             await self._hub.close()
+        with contextlib.suppress(StoreUnavailable):
+            await self._gateway.settler.tell()
         await self._gateway.gate.store.close()
         await self._gateway.telemetry.close()
 

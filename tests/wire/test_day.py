@@ -26,11 +26,12 @@ from support.ledger import cost
 from support.limited import INITIATE, OURS, Clock, Fields, limits, wide
 from support.lines import Lines
 from support.redis import RedisServer, Unsteady, redis_server
-from support.websocket import opened
+from support.websocket import SHAKE, opened
 
 MIDNIGHT = 1_799_971_200.0
 HOUR = 3600.0
 SPEED = 1000.0
+SOCKET = "/fal.run/fal-ai/fast-lcm/realtime"
 FLUX, ECHO, FAIL, SLOW = "fal-ai/flux/dev", "emulator/echo", "emulator/fail", "emulator/slow"
 PRICES = {FLUX: "0.0333333", FAIL: "0.0200001", SLOW: "0.0071", "default": "0.0012345"}
 RESERVE_UNITS = {SLOW: "4"}
@@ -292,15 +293,18 @@ async def sockets(day: Day, monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(Gate, "lease", counting)
     written = len(day.lines.text)
-    async with opened(
-        day.processes[0].running.proxy, day.people["ada"].fields, "/fal.run/fal-ai/fast-lcm/realtime"
-    ) as caller:
+    async with opened(day.processes[0].running.proxy, day.people["ada"].fields, SOCKET) as caller:
         await until(lambda: leased >= 3)
         await caller.close(1000)
         await caller.end()
     await day.line(written + 1)
-    day._sent(("GET", "/fal.run/fal-ai/fast-lcm/realtime"), 101)
+    day._sent(("GET", SOCKET), 101)
     day.deed("ada", run("fal-ai/fast-lcm"), "a socket").owed = leased * cost(SECOND, "0.125")
+    shaking = [*day.people["ada"].fields, *SHAKE]
+    answer = await day.ask("ada", ("GET", SOCKET), fields=shaking, fault="fal-ai/fast-lcm:reset")
+    assert answer is not None
+    assert answer.status == 500, answer
+    day.deed("ada", run("fal-ai/fast-lcm"), "a socket that may have been opened").owed = cost(SECOND, "0.125")
 
     answer = await day.ask("ada", ("POST", "/wma.fal.run/session"), OFFER)
     assert answer is not None

@@ -113,6 +113,10 @@ class Settler:
         due = await self._store.due(AT_ONCE)
         if due:
             await asyncio.gather(*(self._settle(job.record, job.payer) for job in due))
+        await self.tell()
+
+    async def tell(self) -> None:
+        """Tell what nobody has told. Raises StoreUnavailable."""
         while changes := await self._store.untold(self._told):
             for change in changes:
                 self._tell(change.payer, change.microusd, change.request_id, reason=_REASONS[change.cause])

@@ -8,6 +8,7 @@ is nothing but a put of everything. See `journal` for when a group is on disk.
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -103,8 +104,9 @@ class MemoryStore:
             if self._journal is not None:
                 try:
                     await self._durable()
-                except StoreUnavailable:
-                    state.settle(entry, Outcome.RELEASED, 0)  # the request is refused, so nobody else would
+                except (StoreUnavailable, asyncio.CancelledError):
+                    state.settle(entry, Outcome.RELEASED, 0)  # the request goes no further, so nobody else would
+                    self._flush()
                     raise
         return Verdict(rates=tuple(states), record=record)
 

@@ -20,7 +20,8 @@ from fal_proxy.relay import websocket as sessions
 from fal_proxy.settings import AnonymousSource, Realtime, Settings
 from fal_proxy.stores.journal import Journal
 from fal_proxy.stores.memory import MemoryStore
-from support.day import Day, Ends, Person, Tally, Target, agree, agrees, spoilt, until
+from support.counts import Person, Tally, agree, agrees, spoilt
+from support.day import Day, Ends, Target, until
 from support.emulated import emulated
 from support.ledger import cost
 from support.limited import INITIATE, OURS, Clock, Fields, limits, wide

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from fal_proxy.environment import header_secret, signing_secrets
+from fal_proxy.environment import Secret
 from fal_proxy.exchange import Request
 from fal_proxy.identity import Identities, Source
 from fal_proxy.identity.anonymous import Anonymous
@@ -21,24 +21,25 @@ from fal_proxy.settings import Settings
 def open_identities(
     settings: Settings,
     folder: Path,
-    environ: Mapping[str, str],
+    signing: Sequence[Secret],
+    header_secret: Secret | None,
     identify: Identify | None,
     *,
     is_https: Callable[[Request], bool],
 ) -> Identities:
     """Build the listed sources in their order, after `identify`; the result closes them. `folder` is the settings',
-    `is_https` says how a browser reaches us."""
+    `signing` are the secrets that sign, `is_https` says how a browser reaches us."""
     identity = settings.identity
 
     def anonymous() -> Source:
         trusted = TrustedProxies(settings.server.trusted_proxies)
-        return Anonymous(signing_secrets(environ, []), identity.anonymous.plan, trusted, is_https)
+        return Anonymous(signing, identity.anonymous.plan, trusted, is_https)
 
     build: dict[str, Callable[[], Source]] = {
         "key": lambda: UserKeys(folder / identity.key.file),
         "jwt": lambda: JwtBearers.of(identity.jwt),
         "forward": lambda: ForwardAuth.of(identity.forward),
-        "header": lambda: TrustedHeader(identity.header, header_secret(environ, [])),
+        "header": lambda: TrustedHeader(identity.header, header_secret),
         "anonymous": anonymous,
     }
     whole = "forward" in identity.sources and "authorization" in map(str.lower, identity.forward.headers)

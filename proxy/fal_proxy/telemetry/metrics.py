@@ -116,11 +116,17 @@ class _OfKind:
 class _Exchanges(Collector):
     """Counts in plain numbers, which become the library's own values when somebody looks: those lock for every step."""
 
-    def __init__(self, plans: Collection[str]) -> None:
+    def __init__(self) -> None:
         self.outcomes: dict[tuple[str, str, Ending], int] = {}
         self.kinds: dict[str, _OfKind] = {}
-        self.costs = dict.fromkeys(plans, 0)
-        self.lowered = dict.fromkeys(plans, 0)
+        self.costs: dict[str, int] = {}
+        self.lowered: dict[str, int] = {}
+
+    def know_plans(self, plans: Collection[str]) -> None:
+        """Begin to count the costs of plans."""
+        for plan in plans:
+            self.costs.setdefault(plan, 0)
+            self.lowered.setdefault(plan, 0)
 
     def count(self, exchange: Exchange) -> None:
         """Count an exchange that has ended."""
@@ -174,9 +180,10 @@ class Metrics:
         self._keys = keys
         self._in_progress = in_progress
         self._registry = CollectorRegistry(auto_describe=False)
-        exchanges = _Exchanges(plans)
-        self._registry.register(exchanges)
-        self.count = exchanges.count  # an exchange that has ended
+        self._exchanges = _Exchanges()
+        self._exchanges.know_plans(plans)
+        self._registry.register(self._exchanges)
+        self.count = self._exchanges.count  # an exchange that has ended
         self._in_flight = self._gauge("fal_proxy_in_flight")
         self._idle = self._gauge("fal_proxy_upstream_idle_connections")
         self._calls = self._gauge("fal_proxy_upstream_open_calls")
@@ -195,6 +202,10 @@ class Metrics:
         self._webhooks = self._counter("fal_proxy_webhooks_total")
         self._deliveries = self._counter("fal_proxy_deliveries_total")
         self._kept = [self._gauge(f"fal_proxy_{name}") for name in ("events", "waiting_deliveries", "dead_letters")]
+
+    def know_plans(self, plans: Collection[str]) -> None:
+        """Count by these plans too; a plan that is no longer there keeps what was counted."""
+        self._exchanges.know_plans(plans)
 
     def cut_for_key(self) -> None:
         """Count an answer that held one of our keys."""

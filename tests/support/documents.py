@@ -18,7 +18,7 @@ from fal_proxy.loading import section_in, written
 from fal_proxy.routes import ROUTES, Served
 from fal_proxy.settings import Settings
 from fal_proxy.telemetry.access import AccessLine
-from fal_proxy.telemetry.metrics import METRICS
+from fal_proxy.telemetry.catalogue import METRICS
 
 README = Path(__file__).resolve().parents[2] / "README.md"
 _PLACES = {"mount": "proxy", "root": "proxy", "admin": "admin"}

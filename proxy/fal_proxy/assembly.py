@@ -1,7 +1,7 @@
 """What an app is made of: parts that live as long as it does, and a deployment, which the settings make of them.
 
 A deployment judges requests and remembers nothing, so that it can be replaced as a whole. Whatever counts, remembers or
-holds connections is in `Lasting`. Knows no ASGI, and not when a deployment is replaced.
+holds connections is in `Lasting`. Knows no ASGI; `deployments` knows which one is in force.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from typing import Protocol
 
 from fal_proxy.address_guard import AddressGuard
 from fal_proxy.admission.gate import Gate
@@ -25,7 +26,7 @@ from fal_proxy.errors import Misconfigured
 from fal_proxy.gateway import ACCEPT_PLAIN, CLIENT_PROXY, Gateway
 from fal_proxy.identity.app import Identify
 from fal_proxy.identity.network import TrustedProxies
-from fal_proxy.identity.opening import open_identities
+from fal_proxy.identity.opening import Opened, identities_of, open_sources
 from fal_proxy.identity.ticket import Tickets
 from fal_proxy.lifecycle import Lifecycle
 from fal_proxy.platform_api.price_list import open_price_list
@@ -52,6 +53,13 @@ from fal_proxy.upstream.dial import Dialer, Route
 from fal_proxy.upstream.engine import Engine
 from fal_proxy.upstream.keys import KeyPool
 from fal_proxy.webhooks import Hub, open_hub, open_without
+
+
+class Closable(Protocol):
+    """What holds something open."""
+
+    async def close(self) -> None:
+        """Let go of it."""
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -92,11 +100,14 @@ class Deployment:
     settings: Settings
     gateway: Gateway
     realtime: Realtime
+    sources: Mapping[str, Opened]
+    users: int = 0  # what began under it and goes on
 
-    async def close(self) -> None:
-        """Close what it asks with."""
-        await self.gateway.identities.close()
-        await self.gateway.price_list.close()
+    @property
+    def asks_with(self) -> list[Closable]:
+        """What holds connections of its own, and is to be closed when no deployment has it any more."""
+        feed = self.gateway.price_list.feed
+        return [*(each.source for each in self.sources.values()), *([] if feed is None else [feed])]
 
 
 def open_lasting(
@@ -145,8 +156,12 @@ def open_lasting(
     )
 
 
-def deploy(lasting: Lasting, settings: Settings) -> Deployment:
-    """Return what the settings make of the parts that last; close it. Changes nothing of these."""
+def deploy(lasting: Lasting, settings: Settings, before: Deployment | None = None) -> Deployment:
+    """Return what the settings make of the parts that last, of which nothing changes; close what it asks with.
+
+    What `before` asks with goes on in it where the settings say the same of it. Raises OSError, ValueError for files
+    that have changed since the settings were examined.
+    """
     site = Site(settings.server.public_url, settings.server.hosts, settings.cors.origins)
     inputs, prices, route, signing = (
         InputRules(settings.inputs),
@@ -161,13 +176,20 @@ def deploy(lasting: Lasting, settings: Settings) -> Deployment:
         network_factor=settings.identity.anonymous.network_factor,
         ownership=settings.state.ownership == "strict",
     )
+    sources = open_sources(
+        settings,
+        lasting.folder,
+        signing,
+        lasting.header_secret,
+        is_https=site.is_https,
+        kept={} if before is None else before.sources,
+    )
+    feed = None if before is None else before.gateway.price_list.feed
     second, realtime = _usd_per_second(settings.realtime), settings.realtime
     gateway = Gateway(
         mount=settings.mount.encode(),
         site=site,
-        identities=open_identities(
-            settings, lasting.folder, signing, lasting.header_secret, lasting.identify, is_https=site.is_https
-        ),
+        identities=identities_of(settings, sources, lasting.identify),
         plans={name: compile_plan(name, plan) for name, plan in settings.plans.items()},
         inputs=inputs,
         realtime_mode=realtime.mode,
@@ -181,7 +203,7 @@ def deploy(lasting: Lasting, settings: Settings) -> Deployment:
         max_body_bytes=settings.server.max_body_bytes,
         telemetry=lasting.telemetry,
         prices=prices,
-        price_list=open_price_list(settings, prices, lasting.folder, route, lasting.keys),
+        price_list=open_price_list(settings, prices, lasting.folder, route, lasting.keys, feed),
         gate=gate,
         settler=lasting.settler,
         guard=lasting.guard,
@@ -197,7 +219,7 @@ def deploy(lasting: Lasting, settings: Settings) -> Deployment:
         lasting.hub.open(gateway)
     else:
         open_without(gateway)
-    return Deployment(settings, gateway, _realtime(realtime, gateway, lasting.dialer))
+    return Deployment(settings, gateway, _realtime(realtime, gateway, lasting.dialer), sources)
 
 
 def put_in_force(lasting: Lasting, deployment: Deployment) -> None:
@@ -205,7 +227,10 @@ def put_in_force(lasting: Lasting, deployment: Deployment) -> None:
     settings, metrics = deployment.settings, lasting.telemetry.metrics
     lasting.dialer.connect_seconds = settings.upstream.connect_seconds
     metrics.know_plans(settings.plans)
-    metrics.prices = deployment.gateway.price_list.feed
+    metrics.watch_prices(deployment.gateway.price_list.feed)
+    deployment.gateway.price_list.follow(settings, lasting.folder, lasting.route)
+    if lasting.hub is not None:
+        lasting.hub.deliveries.allow(settings.webhooks.allowed_hosts)
 
 
 def _realtime(settings: RealtimeSettings, gateway: Gateway, dialer: Dialer) -> Realtime:

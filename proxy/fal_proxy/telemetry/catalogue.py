@@ -10,7 +10,7 @@ from collections.abc import Collection
 from typing import Literal, NamedTuple
 
 from fal_proxy.errors import ERROR_TYPES
-from fal_proxy.exchange import ADMITTED, NO_KIND, PREFLIGHT, SETTLED, Attempt, Ending, Kind, Receipt
+from fal_proxy.exchange import ADMITTED, NO_KIND, PREFLIGHT, SETTLED, Attempt, Ending, Kind, Receipt, Reload
 
 KINDS = (*(kind.value for kind in Kind), PREFLIGHT, SETTLED, NO_KIND)
 
@@ -70,6 +70,15 @@ METRICS = {
         Row("fal_proxy_events", "gauge", (), "events of webhooks that are kept, as of the last ten seconds"),
         Row("fal_proxy_waiting_deliveries", "gauge", (), "of these, waiting to be delivered to the app's own server"),
         Row("fal_proxy_dead_letters", "gauge", (), "of these, given up: see `/webhooks/dead-letters`"),
+        Row("fal_proxy_reloads_total", "counter", ("outcome",), "settings read anew, and what became of them"),
+        Row("fal_proxy_settings_current", "gauge", (), "1; 0 while newer settings are refused and older ones in force"),
+        Row(
+            "fal_proxy_settings_timestamp_seconds",
+            "gauge",
+            (),
+            "when settings were last read and found good, Unix time",
+        ),
+        Row("fal_proxy_settings_waiting", "gauge", (), "settings that changed and wait for a restart"),
     )
 }
 
@@ -83,4 +92,5 @@ def label_values(plans: Collection[str]) -> dict[str, frozenset[str]]:
         "plan": frozenset(plans),
         "receipt": frozenset(receipt.value for receipt in Receipt),
         "attempt": frozenset(attempt.value for attempt in Attempt),
+        "outcome": frozenset(outcome.value for outcome in Reload),
     }

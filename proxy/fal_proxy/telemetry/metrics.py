@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from bisect import bisect_left
 from collections import Counter as Tally
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -12,7 +13,7 @@ from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4 as CONTENT_TYPE
 from prometheus_client.registry import Collector
 
-from fal_proxy.exchange import Attempt, Ending, Exchange, Receipt
+from fal_proxy.exchange import Attempt, Ending, Exchange, Receipt, Reload
 from fal_proxy.telemetry.catalogue import KINDS, METRICS
 from fal_proxy.telemetry.watched import FetchedPrices, Keys, Upstream
 
@@ -116,7 +117,7 @@ class Metrics:
         self._file_faults = self._counter("fal_proxy_key_file_faults_total")
         self._told = (0, 0)  # of the two above, as they stood at the last scrape
         self._cuts = self._counter("fal_proxy_key_guard_cuts_total")
-        self.prices: FetchedPrices | None = None
+        self._feed: FetchedPrices | None = None
         self._prices = self._gauge("fal_proxy_fetched_prices")
         self._prices_age = self._gauge("fal_proxy_fetched_prices_age_seconds")
         self._lookups = self._counter("fal_proxy_price_lookups_total")
@@ -125,10 +126,33 @@ class Metrics:
         self._webhooks = self._counter("fal_proxy_webhooks_total")
         self._deliveries = self._counter("fal_proxy_deliveries_total")
         self._kept = [self._gauge(f"fal_proxy_{name}") for name in ("events", "waiting_deliveries", "dead_letters")]
+        self._reloads = self._counter("fal_proxy_reloads_total")
+        self._settings = [
+            self._gauge(f"fal_proxy_settings_{name}") for name in ("current", "timestamp_seconds", "waiting")
+        ]
+        self._settings[0].set(1)
+        self._settings[1].set(time.time())
 
     def know_plans(self, plans: Collection[str]) -> None:
         """Count by these plans too; a plan that is no longer there keeps what was counted."""
         self._exchanges.know_plans(plans)
+
+    def watch_prices(self, feed: FetchedPrices | None) -> None:
+        """Look at this feed from now on; what another one counted stays counted."""
+        if feed is not self._feed:
+            self._look_at_prices()
+            self._feed, self._asked = feed, (0, 0)
+            self._prices.set(0)
+            self._prices_age.set(0)
+
+    def reread(self, outcome: Reload, waiting: int = 0) -> None:
+        """Count settings that were read anew; `waiting` of them wait for a restart."""
+        current, timestamp, waits = self._settings
+        self._reloads.labels(outcome.value).inc()
+        current.set(outcome is not Reload.REFUSED)
+        if outcome is not Reload.REFUSED:
+            timestamp.set(time.time())
+            waits.set(waiting)
 
     def cut_for_key(self) -> None:
         """Count an answer that held one of our keys."""
@@ -165,13 +189,16 @@ class Metrics:
             told, self._told = self._told, (self._keys.refused, self._keys.file_faults)
             self._refused.inc(self._told[0] - told[0])
             self._file_faults.inc(self._told[1] - told[1])
-        if self.prices is not None:
-            self._prices.set(self.prices.known)
-            self._prices_age.set(self.prices.age_seconds())
-            asked, self._asked = self._asked, (self.prices.lookups, self.prices.failures)
+        self._look_at_prices()
+        return generate_latest(_WithoutCreated(self._registry))
+
+    def _look_at_prices(self) -> None:
+        if self._feed is not None:
+            self._prices.set(self._feed.known)
+            self._prices_age.set(self._feed.age_seconds())
+            asked, self._asked = self._asked, (self._feed.lookups, self._feed.failures)
             self._lookups.inc(self._asked[0] - asked[0])
             self._lookup_failures.inc(self._asked[1] - asked[1])
-        return generate_latest(_WithoutCreated(self._registry))
 
     def _counter(self, name: str) -> Counter:
         row = METRICS[name]

@@ -1,0 +1,477 @@
+"""Settings put in force while the proxy serves: what begins is judged by the new ones, what runs is left alone."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from fal_proxy.app import App, create_app
+from fal_proxy.check import examine
+from fal_proxy.deployments import Origin
+from fal_proxy.errors import Misconfigured
+from fal_proxy.identity.forward import ForwardAuth
+from fal_proxy.platform_api.feed import Feed
+from fal_proxy.settings import (
+    Cors,
+    ForwardSource,
+    Identity,
+    InputRule,
+    JwtSource,
+    KeySource,
+    Plan,
+    PriceFeed,
+    Realtime,
+    Server,
+    State,
+    Storage,
+    Upstream,
+    Webhooks,
+)
+from support.limited import RUN, STREAM, SUBMIT, Fields, Limit, Limited, limiting, limits, status, units, wide
+from support.peers import PATIENCE, Peer, turns
+from support.proxied import FAL_KEY, MOUNT, SIGNING_SECRET
+from support.raw import raw_client, request
+from support.scripts import ok
+from support.services import Asked, Reply, Service, served
+from support.sockets import StartStage, stage, with_ticket
+from support.websocket import TEXT, opened
+
+limit, sockets = limiting, stage
+
+
+async def change(limited: Limited, plan: Plan | None = None, **changes: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Put other settings in force; return what changed, and what waits."""
+    app = limited.proxy.app
+    if plan is not None:
+        changes["plans"] = {"default": plan}
+    reloaded = await app.reload(msgspec.structs.replace(app.settings, **changes))
+    return reloaded.changed, reloaded.waiting
+
+
+def metric(app: App, name: str) -> float:
+    [line] = [line for line in app.metrics.exposition().decode().splitlines() if line.startswith(name + " ")]
+    return float(line.rpartition(" ")[2])
+
+
+PAGE = ("Origin", "https://page.example")
+WEBHOOK = (SUBMIT[0], SUBMIT[1] + "?fal_webhook=https%3A%2F%2Fapp.example%2Fhook")
+TOKEN = ("POST", "/rest.fal.ai/tokens/realtime")
+TOKEN_BODY = b'{"app":"fast-lcm"}'
+HOSTS = ("127.0.0.1",)
+Row = tuple[str, dict[str, Any], tuple[str, str], Fields, bytes, tuple[int, int]]
+TABLE: list[Row] = [
+    ("plans.default.endpoints", {"plan": wide(endpoints=("other/**",))}, RUN, [], b"{}", (200, 403)),
+    ("plans.default.methods", {"plan": wide(methods=("POST", "GET"))}, ("GET", RUN[1]), [], b"", (405, 200)),
+    ("plans.default.submit", {"plan": wide(submit="1/hour")}, RUN, [], b"{}", (200, 429)),
+    ("plans.default.budget", {"plan": wide(budget="0.01/day"), "prices": {"default": 1}}, RUN, [], b"{}", (200, 402)),
+    ("total_budget", {"total_budget": "0.00/day", "prices": {"default": 1}}, RUN, [], b"{}", (200, 402)),
+    ("inputs", {"inputs": (InputRule("**", reject=("loras",)),)}, RUN, [], b'{"loras":1}', (200, 422)),
+    ("server.max_body_bytes", {"server": Server(hosts=HOSTS, max_body_bytes=9)}, RUN, [], b"[0,1,2,3,4]", (200, 413)),
+    ("server.hosts", {"server": Server(hosts=("app.example",))}, ("GET", "/me"), [], b"", (200, 421)),
+    ("cors.origins", {"cors": Cors((PAGE[1],))}, ("OPTIONS", RUN[1]), [PAGE], b"", (403, 204)),
+    ("identity.sources", {"identity": Identity(("anonymous",))}, RUN, [], b"{}", (200, 401)),
+    ("storage.mode", {"storage": Storage(mode="off")}, ("POST", "/rest.fal.ai/storage/upload/initiate"), [], b"{}", (200, 403)),
+    ("realtime.mode", {"realtime": Realtime(mode="off")}, TOKEN, [], TOKEN_BODY, (201, 403)),
+    ("realtime.wma", {"realtime": Realtime(wma=True)}, ("POST", "/wma.fal.run/ice"), [], b"{}", (403, 422)),
+    ("webhooks.allowed_hosts", {"webhooks": Webhooks(("app.example",))}, WEBHOOK, [], b"{}", (403, 200)),
+    ("state.ownership", {"state": State(ownership="off")}, status("job-9"), [], b"", (404, 202)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("path", "changes", "kind", "fields", "body", "codes"), TABLE, ids=[row[0] for row in TABLE])
+async def test_what_begins_after_a_change_is_judged_by_it_and_what_came_before_was_not(
+    path: str,
+    changes: dict[str, Any],
+    kind: tuple[str, str],
+    fields: Fields,
+    body: bytes,
+    codes: tuple[int, int],
+    limit: Limit,
+) -> None:
+    limited, _ = await limit(wide(submit="9/hour"))
+
+    async def ask() -> int:
+        method, below = kind
+        asked = [*limited.ada, *fields]
+        if method == "OPTIONS":
+            asked = [*fields, ("Access-Control-Request-Method", "POST")]
+        async with raw_client(limited.proxy.port) as client:
+            await client.send(request(method, MOUNT + below, asked, body if method == "POST" else None))
+            return (await client.answer()).status
+
+    before = limited.proxy.app.settings
+    assert await ask() == codes[0]
+    changed, waiting = await change(limited, **changes)
+    assert path in changed
+    assert waiting == ()
+    assert await ask() == codes[1]
+    reverted = await limited.proxy.app.reload(before)
+    assert set(reverted.changed) == set(changed)
+    if path != "plans.default.submit":  # what was counted stays counted
+        assert await ask() == codes[0]
+
+
+async def test_a_connection_that_is_kept_open_meets_the_new_settings_with_its_next_request(limit: Limit) -> None:
+    limited, _ = await limit(wide())
+    wanted = request("POST", MOUNT + RUN[1], limited.ada, b"{}")
+    async with raw_client(limited.proxy.port) as client:
+        for plan, code in ((wide(), 200), (wide(endpoints=("other/**",)), 403), (wide(), 200)):
+            await change(limited, plan)
+            await client.send(wanted)
+            assert (await client.answer()).status == code
+
+
+async def test_what_was_counted_spent_reserved_and_owned_goes_on(limit: Limit) -> None:
+    limited, fal = await limit(wide(submit="9/hour", budget="9.00/day", concurrent=3), prices={"default": 0.25})
+    fal.says["run"] = ok(b"{}", units("2"))
+    await limited.ask(RUN, limited.ada)
+    job = await limited.submit(limited.ada)
+    assert await limited.money(limited.ada) == (500_000, 250_000)
+    store, settler = limited.proxy.app._gateway.gate.store, limited.proxy.app._gateway.settler
+    changed, _ = await change(limited, wide(submit="3/hour", budget="1.00/day", concurrent=2), prices={"default": 0.5})
+    assert changed == ("plans.default.submit", "plans.default.concurrent", "plans.default.budget", "prices.default")
+    me = await limited.me(limited.ada)
+    assert me["limits"]["submit"][0] == {"limit": 3, "remaining": 1, "reset_seconds": 3660}
+    assert me["concurrent"] == {"limit": 2, "in_use": 1}
+    assert (me["budget"]["limit_microusd"], me["budget"]["spent_microusd"]) == (1_000_000, 500_000)
+    assert (await limited.ask(RUN, limited.ada)).status == 402, "0.75 of 1 dollar are gone, and it costs 0.50 now"
+    assert (await limited.ask(status(job), limited.user("eve"))).status == 404
+    fal.says["status"], fal.says["result"] = (
+        ok(b'{"status":"COMPLETED"}'),
+        ok(b"{}", units("3"), b"x-fal-request-id: r"),
+    )
+    limited.clock.advance(11)
+    await limited.turn()
+    assert await limited.money(limited.ada) == (1_250_000, 0), "by the price of the day on which it was submitted"
+    assert (limited.proxy.app._gateway.gate.store, limited.proxy.app._gateway.settler) == (store, settler)
+
+
+class Held:
+    """An event stream of fal's that goes on when the test says so."""
+
+    def __init__(self) -> None:
+        self.begun, self.over = asyncio.Event(), asyncio.Event()
+
+    async def __call__(self, peer: Peer) -> None:
+        await peer.send(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nx-fal-billable-units: 1\r\n")
+        await peer.send(b"transfer-encoding: chunked\r\n\r\n9\r\ndata: 1\n\n\r\n")
+        self.begun.set()
+        await self.over.wait()
+        await peer.send(b"9\r\ndata: 2\n\n\r\n0\r\n\r\n")
+
+
+async def test_a_stream_goes_on_to_its_end_and_pays_what_it_cost_when_it_began(limit: Limit) -> None:
+    limited, fal = await limit(wide(budget="9.00/day"), prices={"default": 0.25})
+    fal.says["stream"] = held = Held()
+    app = limited.proxy.app
+    async with raw_client(limited.proxy.port) as client:
+        await client.send(request("POST", MOUNT + STREAM[1], limited.ada, b"{}"))
+        async with asyncio.timeout(PATIENCE * 5):
+            await held.begun.wait()
+        assert app._deployments.current.users == 1
+        before = app._deployments.current
+        for _ in range(3):
+            await change(limited, wide(endpoints=("other/**",), budget="9.00/day"), prices={"default": 7})
+            await change(limited, wide(endpoints=("another/**",), budget="9.00/day"), prices={"default": 8})
+        assert app._deployments._before == [before], "those that nobody uses are gone"
+        assert (await limited.ask(STREAM, limited.ada)).status == 403
+        held.over.set()
+        answer = await client.answer()
+    assert (answer.complete, answer.body) == (True, b"data: 1\n\ndata: 2\n\n")
+    await limited.idle()
+    assert await limited.money(limited.ada) == (250_000, 0)
+    await turns()
+    assert app._deployments._before == []
+    assert app._deployments.current.users == 0
+
+
+async def test_a_socket_goes_on_and_the_next_one_is_refused(sockets: StartStage) -> None:
+    on = await sockets()
+    async with opened(on.proxy, on.ada) as caller:
+        fal = await on.fal.next()
+        changed, _ = await change(on.limited, realtime=Realtime(mode="off", session_seconds=1))
+        assert changed == ("realtime.mode", "realtime.session_seconds")
+        assert (await on.refused(on.ada)).status == 403
+        await caller.send(TEXT, b"still there")
+        assert (await fal.frame()).data == b"still there"
+        assert await on.sessions() == 1
+    await on.left()
+
+
+async def test_a_ticket_that_was_used_stays_used_whatever_a_ticket_s_life_is_now(sockets: StartStage) -> None:
+    on = await sockets()
+    ticket = with_ticket(await on.ticket(on.ada))
+    async with opened(on.proxy, [], ticket):
+        pass
+    assert (await change(on.limited, realtime=Realtime(token_seconds=7)))[0] == ("realtime.token_seconds",)
+    assert (await on.refused([], ticket)).status == 401
+
+
+async def test_a_plan_that_comes_is_counted_and_one_that_went_stays_counted(limit: Limit, tmp_path: Path) -> None:
+    keys = Identity(("key",), key=KeySource(str(tmp_path / "users.toml")))
+    limited, fal = await limit(wide(budget="9.00/day"), prices={"default": 0.25}, identity=keys)
+    fal.says["run"] = ok(b"{}", units("1"))
+    await limited.ask(RUN, limited.ada)
+    pro = limited.user("bob", "pro")
+    assert (await limited.ask(RUN, pro)).status == 403, "there is no such plan"
+    plans = {"default": wide(budget="9.00/day"), "pro": wide(budget="9.00/day")}
+    assert await change(limited, plans=plans) == (("plans.pro",), ())
+    assert (await limited.ask(RUN, pro)).status == 200
+    (limited.folder / "users.toml").write_text("")
+    assert await change(limited, plans={"pro": plans["pro"]}) == (("plans.default",), ())
+    cost = "fal_proxy_cost_microusd_total"
+    costs = [metric(limited.proxy.app, f'{cost}{{plan="{plan}"}}') for plan in ("default", "pro")]
+    assert costs == [250_000, 250_000]
+
+
+# What is wrong
+
+WRONG: list[tuple[dict[str, Any], str]] = [
+    ({"plans": {}}, "plans: no plan opens an endpoint"),
+    ({"plans": {"default": Plan(endpoints=("**",), submit="1/fortnight")}}, "plans.default.submit: '1/fortnight'"),
+    ({"identity": Identity()}, "identity.sources: nobody may call"),
+    ({"server": Server(public_url="nonsense")}, "server.public_url: "),
+]
+
+
+@pytest.mark.parametrize(("changes", "says"), WRONG, ids=[row[1] for row in WRONG])
+async def test_what_check_refuses_changes_nothing(changes: dict[str, Any], says: str, limit: Limit) -> None:
+    limited, _ = await limit(wide())
+    app = limited.proxy.app
+    before = app._deployments.current
+    with pytest.raises(Misconfigured) as caught:
+        await change(limited, total_budget="9.00/day", **changes)
+    assert any(finding.startswith(says) for finding in caught.value.findings)
+    assert app._deployments.current is before
+    assert (await limited.ask(RUN, limited.ada)).status == 200
+    assert metric(app, "fal_proxy_settings_current") == 0
+    assert metric(app, 'fal_proxy_reloads_total{outcome="refused"}') == 1
+    await change(limited)
+    assert metric(app, "fal_proxy_settings_current") == 1
+
+
+async def test_what_needs_a_restart_waits_and_the_rest_is_in_force(limit: Limit) -> None:
+    limited, _ = await limit(wide())
+    server = Server(hosts=HOSTS, port=1, trusted_proxies=("127.0.0.1",))
+    changed, waiting = await change(limited, wide(submit="1/hour"), server=server, mount="/elsewhere")
+    assert (changed, waiting) == (("plans.default.submit",), ("mount", "server.port"))
+    assert metric(limited.proxy.app, "fal_proxy_settings_waiting") == 2
+    assert [(await limited.ask(RUN, limited.ada)).status for _ in range(2)] == [200, 429], "where it always was"
+    assert limited.proxy.app.settings.mount == MOUNT
+    await change(limited)
+    assert metric(limited.proxy.app, "fal_proxy_settings_waiting") == 0
+
+
+async def test_two_halves_that_are_right_by_themselves_and_wrong_together_are_refused(limit: Limit) -> None:
+    hub = Server(public_url="http://127.0.0.1", hosts=HOSTS)
+    limited, _ = await limit(wide(), server=hub, webhooks=Webhooks(mode="hub"))
+    with pytest.raises(Misconfigured) as caught:
+        await change(limited, server=Server(hosts=HOSTS), webhooks=Webhooks())
+    [finding] = caught.value.findings
+    assert "public_url" in finding
+    assert finding.endswith("(with webhooks.mode as before, until a restart)")
+    assert limited.proxy.app.settings.server == hub
+
+
+# What is kept, and when it is closed
+
+
+async def test_a_source_goes_on_while_the_settings_say_the_same_of_it(limit: Limit, tmp_path: Path) -> None:
+    jwt = JwtSource(issuer="https://issuer.example", audience="app")
+    forward = ForwardSource(url="http://127.0.0.1:9/who")
+    key = KeySource(str(tmp_path / "users.toml"))
+    identity = Identity(("key", "jwt", "forward"), key=key, jwt=jwt, forward=forward)
+    limited, _ = await limit(wide(), identity=identity)
+    app = limited.proxy.app
+
+    def sources() -> dict[str, object]:
+        return {name: each.source for name, each in app._deployments.current.sources.items()}
+
+    before = sources()
+    await change(limited, wide(submit="5/hour"))
+    assert sources() == before, "its keys, its cache, its connections"
+    longer = msgspec.structs.replace(forward, cache_seconds=60)
+    await change(limited, identity=msgspec.structs.replace(identity, forward=longer))
+    after = sources()
+    assert {name for name in before if before[name] is not after[name]} == {"forward"}
+
+
+async def test_a_source_is_closed_when_the_last_request_that_uses_it_is_over(
+    limit: Limit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, answer = asyncio.Event(), asyncio.Event()
+    closed: list[ForwardAuth] = []
+    close = ForwardAuth.close
+
+    async def noted(self: ForwardAuth) -> None:
+        closed.append(self)
+        await close(self)
+
+    class Slow(Service):
+        async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+            if scope["type"] == "http":
+                asked.set()
+                await answer.wait()
+            await super().__call__(scope, receive, send)
+
+    def yes(_: Asked) -> Reply:
+        return Reply(200, b'{"id":"ada"}')
+
+    monkeypatch.setattr(ForwardAuth, "close", noted)
+    key = KeySource(str(tmp_path / "users.toml"))
+    async with served(Slow(yes)) as url:
+        forward = Identity(("key", "forward"), key=key, forward=ForwardSource(url=url + "/who"))
+        limited, _ = await limit(wide(), identity=forward)
+        app = limited.proxy.app
+        source = app._deployments.current.sources["forward"].source
+        page = [("Sec-Fetch-Site", "same-origin"), ("Cookie", "session=1")]
+        asking = asyncio.create_task(limited.ask(RUN, page))
+        async with asyncio.timeout(PATIENCE):
+            await asked.wait()
+        await change(limited, wide(submit="7/hour"))  # the next one has it too
+        await change(limited, identity=Identity(("key",), key=key))
+        await turns()
+        assert closed == []
+        answer.set()
+        assert (await asking).status == 200, "it was asked about when the service still counted"
+        async with asyncio.timeout(PATIENCE):
+            while not closed:
+                await turns(1)
+        assert closed == [source]
+        assert (await limited.ask(RUN, page)).status == 401
+
+
+async def test_fetched_prices_go_on_and_their_counters_never_fall(limit: Limit) -> None:
+    limited, _ = await limit(wide(), price_feed=PriceFeed(mode="fetch", file=""))
+    app = limited.proxy.app
+
+    def feed_of() -> Feed | None:
+        return app._gateway.price_list.feed
+
+    feed = feed_of()
+    assert feed is not None
+    feed.lookups = 5
+    await change(limited, price_feed=PriceFeed(mode="fetch", file="", refresh_seconds=7), upstream=Upstream(3))
+    assert feed_of() is feed
+    assert (feed._settings.refresh_seconds, app._gateway.engine._dialer.connect_seconds) == (7, 3)
+    await change(limited, price_feed=PriceFeed())
+    assert feed_of() is None
+    assert metric(app, "fal_proxy_price_lookups_total") == 5
+    await change(limited, price_feed=PriceFeed(mode="fetch", file=""))
+    later = feed_of()
+    assert later is not None
+    later.lookups = 2
+    assert metric(app, "fal_proxy_price_lookups_total") == 7
+
+
+# Files, and several at once
+
+CONFIG = """
+[server]
+hosts = ["127.0.0.1"]
+[identity]
+sources = ["anonymous"]
+[plans.default]
+endpoints = ["**"]
+submit = "{rate}"
+"""
+
+
+@pytest.fixture
+async def of_file(tmp_path: Path) -> AsyncIterator[tuple[App, Path]]:
+    """Yield an app that was made of a file, as an app of one's own would, and the file."""
+    path = tmp_path / "fal-proxy.toml"
+    path.write_text(CONFIG.format(rate="1/hour"))
+    app = create_app(config=path, environ={"FAL_PROXY_SECRET": SIGNING_SECRET}, key=FAL_KEY)
+    yield app, path
+    await app.close()
+
+
+async def test_a_host_may_ask_for_the_file_to_be_read_anew(of_file: tuple[App, Path]) -> None:
+    app, path = of_file
+    assert await app.reload() == ((), (), ())
+    path.write_text(CONFIG.format(rate="2/hour"))
+    assert (await app.reload()).changed == ("plans.default.submit",)
+    assert app.settings.plans["default"].submit == "2/hour"
+    other = msgspec.structs.replace(app.settings, cors=Cors((PAGE[1],)))
+    assert (await app.reload(other)).changed == ("cors.origins",)
+    assert (await app.reload()).changed == ("cors.origins",), "the file has none"
+
+
+def gone(path: Path) -> None:
+    path.unlink()
+
+
+def pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+BROKEN: list[tuple[Callable[[Path], object], str]] = [
+    (gone, "no such file"),
+    (pipe, "is no file that can be read again"),
+    (lambda path: path.write_text("[plans"), "cannot be read: "),
+    (lambda path: path.write_text(CONFIG.format(rate="1/hour") + "colour = 1\n"), "plans.default.colour: no such setting"),
+    (lambda path: path.write_bytes(b"\xff"), "cannot be read: "),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("broken", "says"), BROKEN)
+async def test_a_file_that_is_no_good_changes_nothing(
+    broken: Callable[[Path], object], says: str, of_file: tuple[App, Path]
+) -> None:
+    app, path = of_file
+    before = app._deployments.current
+    broken(path)
+    with pytest.raises(Misconfigured, match=says) as caught:
+        await app.reload()
+    assert app._deployments.current is before
+    if not path.is_fifo():
+        report = examine(None, path, app._deployments.origin.environ, key=FAL_KEY)
+        assert caught.value.findings == [str(error).removeprefix("error: ") for error in report.errors]
+
+
+async def test_a_file_that_is_written_to_while_it_is_read_is_read_again(
+    of_file: tuple[App, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app, path = of_file
+    whole = Origin.examine
+    seen = []
+
+    def meanwhile(self: Origin, *given: Any, **named: Any) -> Any:
+        report = whole(self, *given, **named)
+        seen.append(report.settings.plans["default"].submit)
+        if len(seen) == 1:
+            path.write_text(CONFIG.format(rate="3/hour"))
+        return report
+
+    path.write_text(CONFIG.format(rate="2/hour"))
+    monkeypatch.setattr(Origin, "examine", meanwhile)
+    monkeypatch.setattr("fal_proxy.app.SETTLED_SECONDS", 0)
+    assert (await app.reload()).changed == ("plans.default.submit",)
+    assert (seen, app.settings.plans["default"].submit) == (["2/hour", "3/hour"], "3/hour")
+
+
+async def test_several_at_once_come_one_after_the_other(of_file: tuple[App, Path]) -> None:
+    app, _ = of_file
+    rates = [f"{count}/minute" for count in range(1, 9)]
+    plans = [{"default": msgspec.structs.replace(app.settings.plans["default"], submit=rate)} for rate in rates]
+    each = [msgspec.structs.replace(app.settings, plans=plan) for plan in plans]
+    reloaded = await asyncio.gather(*map(app.reload, each))
+    assert [one.changed for one in reloaded] == [("plans.default.submit",)] * len(rates)
+    assert app.settings.plans["default"].submit == rates[-1]
+
+
+async def test_an_app_made_of_settings_takes_settings_only_and_a_closed_one_takes_none(tmp_path: Path) -> None:
+    app = create_app(limits(tmp_path), environ={"FAL_PROXY_SECRET": SIGNING_SECRET}, key=FAL_KEY)
+    with pytest.raises(ValueError, match="made from settings"):
+        await app.reload()
+    await app.close()
+    with pytest.raises(RuntimeError, match="closed"):
+        await app.reload(app.settings)

@@ -25,7 +25,7 @@ from fal_proxy.identity.app import Identify
 from fal_proxy.lifecycle import Stage
 from fal_proxy.realtime import Realtime, ServerExtension
 from fal_proxy.relay.answering import Reset
-from fal_proxy.relay.inbound import Receive, Send
+from fal_proxy.relay.inbound import OurServer, Receive, Send
 from fal_proxy.reloading import SETTLED_SECONDS, Asking, FileWatch, Follower, Reloaded, Unsettled, version_of
 from fal_proxy.reply import Reply
 from fal_proxy.routes import DEAD_LETTERS, HEALTH, READY, RETRY
@@ -157,7 +157,7 @@ class App:
             await self._serve(gateway, file, request, send)
         elif below is not None and below[:1] in (b"", b"/"):
             try:
-                await gateway.handle(request, receive, send, own.get("on_departure"))
+                await gateway.handle(request, receive, send, OurServer(own.get("on_departure"), own.get("push")))
             except asyncio.CancelledError:
                 if self.lifecycle.stage is not Stage.CUTTING:
                     raise  # our own server cancels what its end cuts; nobody is left to be told

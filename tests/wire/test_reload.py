@@ -33,6 +33,7 @@ from fal_proxy.settings import (
     Upstream,
     Webhooks,
 )
+from support.hub import StartHub, starting
 from support.limited import RUN, STREAM, SUBMIT, Fields, Limit, Limited, limiting, limits, status, units, wide
 from support.peers import PATIENCE, Peer, turns
 from support.proxied import FAL_KEY, MOUNT, SIGNING_SECRET
@@ -42,7 +43,7 @@ from support.services import Asked, Reply, Service, served
 from support.sockets import StartStage, stage, with_ticket
 from support.websocket import TEXT, opened
 
-limit, sockets = limiting, stage
+limit, sockets, hubs = limiting, stage, starting
 
 
 async def change(limited: Limited, plan: Plan | None = None, **changes: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -202,6 +203,28 @@ async def test_a_socket_goes_on_and_the_next_one_is_refused(sockets: StartStage)
         assert (await fal.frame()).data == b"still there"
         assert await on.sessions() == 1
     await on.left()
+
+
+async def test_what_fal_and_pages_were_told_before_goes_on_and_new_hosts_are_delivered_to(hubs: StartHub) -> None:
+    hub = await hubs()
+    job = await hub.submit(hub.limited.ada)
+    told_before = hub.webhook(job, {"n": 1})
+    async with hub.listen(hub.limited.ada) as stream:
+        await stream.block()
+        allowed = Webhooks(mode="hub", allowed_hosts=("new.example",))
+        changed, _ = await change(hub.limited, wide(submit="7/hour"), webhooks=allowed)
+        assert changed == ("plans.default.submit", "webhooks.allowed_hosts")
+        assert (await hub.post(told_before)).status == 200
+        assert (await stream.next())["request_id"] == job
+        later = await hub.finish(hub.limited.ada)
+        assert (await stream.next())["request_id"] == later
+    refused = await hub.limited.ask(WEBHOOK, hub.limited.ada)
+    assert refused.status == 403
+    new = (SUBMIT[0], SUBMIT[1] + "?fal_webhook=https%3A%2F%2Fnew.example%2Fhook")
+    assert (await hub.limited.ask(new, hub.limited.ada)).status == 200
+    running = hub.limited.proxy.app._hub
+    assert running is not None
+    assert running.deliveries._hosts == {"new.example"}
 
 
 async def test_a_ticket_that_was_used_stays_used_whatever_a_ticket_s_life_is_now(sockets: StartStage) -> None:

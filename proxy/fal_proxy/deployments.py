@@ -39,9 +39,8 @@ class Origin:
         return config_path(self.config, self.environ)
 
     def examine(self, settings: Settings | None = None, config: Path | None = None) -> check.Report:
-        """Return what there is to say of `settings`, or of the file; `config` must be there."""
-        config_ = self.config if config is None else config
-        return check.examine(settings, config_, self.environ, key=self.key, embedded=self.embedded)
+        """Return what there is to say of `settings`, else of the file, which may not be missing if it is given here."""
+        return check.examine(settings, config or self.config, self.environ, key=self.key, embedded=self.embedded)
 
 
 class Deployments:
@@ -85,7 +84,9 @@ class Deployments:
             metrics = self._lasting.telemetry.metrics
             try:
                 reloaded = await self._renew(read)
-            except Misconfigured:
+            except Unsettled:
+                raise
+            except Exception:
                 metrics.reread(Reload.REFUSED)
                 raise
             metrics.reread(Reload.APPLIED if reloaded.changed else Reload.UNCHANGED, len(reloaded.waiting))
@@ -94,14 +95,14 @@ class Deployments:
     async def reread(self, version: Version) -> Reloaded:
         """Put the settings file in force. Raises Misconfigured; Unsettled when it is, or becomes, another version."""
         path = self.origin.path
-        if version is None and path.exists():
-            raise Misconfigured([f"{path}: is no file that can be read again"])
         # Without a file one can begin, but a file that is gone is more often a mistake than a wish for no settings.
         config = path if version is not None or self._had_file else None
 
         def read() -> check.Report:
             if version_of(path) != version:
                 raise Unsettled
+            if version is None and path.exists():
+                raise Misconfigured([f"{path}: is no file that can be read again"])
             report = self.origin.examine(config=config)
             if version_of(path) != version:
                 raise Unsettled
@@ -118,7 +119,8 @@ class Deployments:
             pass
         while self._closing:
             await asyncio.wait(self._closing)
-        for each in _distinct([self.current, *self._before]):
+        before, self._before = self._before, []
+        for each in _distinct([self.current, *before]):
             await _close(each)
 
     async def _renew(self, read: Callable[[], check.Report]) -> Reloaded:

@@ -3,61 +3,33 @@
 from __future__ import annotations
 
 import asyncio
-import os
-from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import pytest
 
-from fal_proxy.app import App, create_app
-from fal_proxy.check import examine
-from fal_proxy.deployments import Origin
-from fal_proxy.errors import Misconfigured
-from fal_proxy.identity.forward import ForwardAuth
-from fal_proxy.platform_api.feed import Feed
 from fal_proxy.settings import (
     Cors,
-    ForwardSource,
     Identity,
     InputRule,
-    JwtSource,
     KeySource,
-    Plan,
-    PriceFeed,
     Realtime,
     Server,
     State,
     Storage,
-    Upstream,
     Webhooks,
 )
 from support.hub import StartHub, starting
-from support.limited import RUN, STREAM, SUBMIT, Fields, Limit, Limited, limiting, limits, status, units, wide
+from support.limited import RUN, STREAM, SUBMIT, Fields, Limit, limiting, status, units, wide
 from support.peers import PATIENCE, Peer, turns
-from support.proxied import FAL_KEY, MOUNT, SIGNING_SECRET
+from support.proxied import MOUNT
 from support.raw import raw_client, request
+from support.reloaded import change, metric
 from support.scripts import ok
-from support.services import Asked, Reply, Service, served
 from support.sockets import StartStage, stage, with_ticket
 from support.websocket import TEXT, opened
 
 limit, sockets, hubs = limiting, stage, starting
-
-
-async def change(limited: Limited, plan: Plan | None = None, **changes: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Put other settings in force; return what changed, and what waits."""
-    app = limited.proxy.app
-    if plan is not None:
-        changes["plans"] = {"default": plan}
-    reloaded = await app.reload(msgspec.structs.replace(app.settings, **changes))
-    return reloaded.changed, reloaded.waiting
-
-
-def metric(app: App, name: str) -> float:
-    [line] = [line for line in app.metrics.exposition().decode().splitlines() if line.startswith(name + " ")]
-    return float(line.rpartition(" ")[2])
 
 
 PAGE = ("Origin", "https://page.example")
@@ -251,250 +223,3 @@ async def test_a_plan_that_comes_is_counted_and_one_that_went_stays_counted(limi
     cost = "fal_proxy_cost_microusd_total"
     costs = [metric(limited.proxy.app, f'{cost}{{plan="{plan}"}}') for plan in ("default", "pro")]
     assert costs == [250_000, 250_000]
-
-
-# What is wrong
-
-WRONG: list[tuple[dict[str, Any], str]] = [
-    ({"plans": {}}, "plans: no plan opens an endpoint"),
-    ({"plans": {"default": Plan(endpoints=("**",), submit="1/fortnight")}}, "plans.default.submit: '1/fortnight'"),
-    ({"identity": Identity()}, "identity.sources: nobody may call"),
-    ({"server": Server(public_url="nonsense")}, "server.public_url: "),
-]
-
-
-@pytest.mark.parametrize(("changes", "says"), WRONG, ids=[row[1] for row in WRONG])
-async def test_what_check_refuses_changes_nothing(changes: dict[str, Any], says: str, limit: Limit) -> None:
-    limited, _ = await limit(wide())
-    app = limited.proxy.app
-    before = app._deployments.current
-    with pytest.raises(Misconfigured) as caught:
-        await change(limited, total_budget="9.00/day", **changes)
-    assert any(finding.startswith(says) for finding in caught.value.findings)
-    assert app._deployments.current is before
-    assert (await limited.ask(RUN, limited.ada)).status == 200
-    assert metric(app, "fal_proxy_settings_current") == 0
-    assert metric(app, 'fal_proxy_reloads_total{outcome="refused"}') == 1
-    await change(limited)
-    assert metric(app, "fal_proxy_settings_current") == 1
-
-
-async def test_what_needs_a_restart_waits_and_the_rest_is_in_force(limit: Limit) -> None:
-    limited, _ = await limit(wide())
-    server = Server(hosts=HOSTS, port=1, trusted_proxies=("127.0.0.1",))
-    changed, waiting = await change(limited, wide(submit="1/hour"), server=server, mount="/elsewhere")
-    assert (changed, waiting) == (("plans.default.submit",), ("mount", "server.port"))
-    assert metric(limited.proxy.app, "fal_proxy_settings_waiting") == 2
-    assert [(await limited.ask(RUN, limited.ada)).status for _ in range(2)] == [200, 429], "where it always was"
-    assert limited.proxy.app.settings.mount == MOUNT
-    await change(limited)
-    assert metric(limited.proxy.app, "fal_proxy_settings_waiting") == 0
-
-
-async def test_two_halves_that_are_right_by_themselves_and_wrong_together_are_refused(limit: Limit) -> None:
-    hub = Server(public_url="http://127.0.0.1", hosts=HOSTS)
-    limited, _ = await limit(wide(), server=hub, webhooks=Webhooks(mode="hub"))
-    with pytest.raises(Misconfigured) as caught:
-        await change(limited, server=Server(hosts=HOSTS), webhooks=Webhooks())
-    [finding] = caught.value.findings
-    assert "public_url" in finding
-    assert finding.endswith("(with webhooks.mode as before, until a restart)")
-    assert limited.proxy.app.settings.server == hub
-
-
-# What is kept, and when it is closed
-
-
-async def test_a_source_goes_on_while_the_settings_say_the_same_of_it(limit: Limit, tmp_path: Path) -> None:
-    jwt = JwtSource(issuer="https://issuer.example", audience="app")
-    forward = ForwardSource(url="http://127.0.0.1:9/who")
-    key = KeySource(str(tmp_path / "users.toml"))
-    identity = Identity(("key", "jwt", "forward"), key=key, jwt=jwt, forward=forward)
-    limited, _ = await limit(wide(), identity=identity)
-    app = limited.proxy.app
-
-    def sources() -> dict[str, object]:
-        return {name: each.source for name, each in app._deployments.current.sources.items()}
-
-    before = sources()
-    await change(limited, wide(submit="5/hour"))
-    assert sources() == before, "its keys, its cache, its connections"
-    longer = msgspec.structs.replace(forward, cache_seconds=60)
-    await change(limited, identity=msgspec.structs.replace(identity, forward=longer))
-    after = sources()
-    assert {name for name in before if before[name] is not after[name]} == {"forward"}
-
-
-async def test_a_source_is_closed_when_the_last_request_that_uses_it_is_over(
-    limit: Limit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked, answer = asyncio.Event(), asyncio.Event()
-    closed: list[ForwardAuth] = []
-    close = ForwardAuth.close
-
-    async def noted(self: ForwardAuth) -> None:
-        closed.append(self)
-        await close(self)
-
-    class Slow(Service):
-        async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-            if scope["type"] == "http":
-                asked.set()
-                await answer.wait()
-            await super().__call__(scope, receive, send)
-
-    def yes(_: Asked) -> Reply:
-        return Reply(200, b'{"id":"ada"}')
-
-    monkeypatch.setattr(ForwardAuth, "close", noted)
-    key = KeySource(str(tmp_path / "users.toml"))
-    async with served(Slow(yes)) as url:
-        forward = Identity(("key", "forward"), key=key, forward=ForwardSource(url=url + "/who"))
-        limited, _ = await limit(wide(), identity=forward)
-        app = limited.proxy.app
-        source = app._deployments.current.sources["forward"].source
-        page = [("Sec-Fetch-Site", "same-origin"), ("Cookie", "session=1")]
-        asking = asyncio.create_task(limited.ask(RUN, page))
-        async with asyncio.timeout(PATIENCE):
-            await asked.wait()
-        await change(limited, wide(submit="7/hour"))  # the next one has it too
-        await change(limited, identity=Identity(("key",), key=key))
-        await turns()
-        assert closed == []
-        answer.set()
-        assert (await asking).status == 200, "it was asked about when the service still counted"
-        async with asyncio.timeout(PATIENCE):
-            while not closed:
-                await turns(1)
-        assert closed == [source]
-        assert (await limited.ask(RUN, page)).status == 401
-
-
-async def test_fetched_prices_go_on_and_their_counters_never_fall(limit: Limit) -> None:
-    limited, _ = await limit(wide(), price_feed=PriceFeed(mode="fetch", file=""))
-    app = limited.proxy.app
-
-    def feed_of() -> Feed | None:
-        return app._gateway.price_list.feed
-
-    feed = feed_of()
-    assert feed is not None
-    feed.lookups = 5
-    await change(limited, price_feed=PriceFeed(mode="fetch", file="", refresh_seconds=7), upstream=Upstream(3))
-    assert feed_of() is feed
-    assert (feed._settings.refresh_seconds, app._gateway.engine._dialer.connect_seconds) == (7, 3)
-    await change(limited, price_feed=PriceFeed())
-    assert feed_of() is None
-    assert metric(app, "fal_proxy_price_lookups_total") == 5
-    await change(limited, price_feed=PriceFeed(mode="fetch", file=""))
-    later = feed_of()
-    assert later is not None
-    later.lookups = 2
-    assert metric(app, "fal_proxy_price_lookups_total") == 7
-
-
-# Files, and several at once
-
-CONFIG = """
-[server]
-hosts = ["127.0.0.1"]
-[identity]
-sources = ["anonymous"]
-[plans.default]
-endpoints = ["**"]
-submit = "{rate}"
-"""
-
-
-@pytest.fixture
-async def of_file(tmp_path: Path) -> AsyncIterator[tuple[App, Path]]:
-    """Yield an app that was made of a file, as an app of one's own would, and the file."""
-    path = tmp_path / "fal-proxy.toml"
-    path.write_text(CONFIG.format(rate="1/hour"))
-    app = create_app(config=path, environ={"FAL_PROXY_SECRET": SIGNING_SECRET}, key=FAL_KEY)
-    yield app, path
-    await app.close()
-
-
-async def test_a_host_may_ask_for_the_file_to_be_read_anew(of_file: tuple[App, Path]) -> None:
-    app, path = of_file
-    assert await app.reload() == ((), (), ())
-    path.write_text(CONFIG.format(rate="2/hour"))
-    assert (await app.reload()).changed == ("plans.default.submit",)
-    assert app.settings.plans["default"].submit == "2/hour"
-    other = msgspec.structs.replace(app.settings, cors=Cors((PAGE[1],)))
-    assert (await app.reload(other)).changed == ("cors.origins",)
-    assert (await app.reload()).changed == ("cors.origins",), "the file has none"
-
-
-def gone(path: Path) -> None:
-    path.unlink()
-
-
-def pipe(path: Path) -> None:
-    path.unlink()
-    os.mkfifo(path)
-
-
-BROKEN: list[tuple[Callable[[Path], object], str]] = [
-    (gone, "no such file"),
-    (pipe, "is no file that can be read again"),
-    (lambda path: path.write_text("[plans"), "cannot be read: "),
-    (lambda path: path.write_text(CONFIG.format(rate="1/hour") + "colour = 1\n"), "plans.default.colour: no such setting"),
-    (lambda path: path.write_bytes(b"\xff"), "cannot be read: "),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize(("broken", "says"), BROKEN)
-async def test_a_file_that_is_no_good_changes_nothing(
-    broken: Callable[[Path], object], says: str, of_file: tuple[App, Path]
-) -> None:
-    app, path = of_file
-    before = app._deployments.current
-    broken(path)
-    with pytest.raises(Misconfigured, match=says) as caught:
-        await app.reload()
-    assert app._deployments.current is before
-    if not path.is_fifo():
-        report = examine(None, path, app._deployments.origin.environ, key=FAL_KEY)
-        assert caught.value.findings == [str(error).removeprefix("error: ") for error in report.errors]
-
-
-async def test_a_file_that_is_written_to_while_it_is_read_is_read_again(
-    of_file: tuple[App, Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    app, path = of_file
-    whole = Origin.examine
-    seen = []
-
-    def meanwhile(self: Origin, *given: Any, **named: Any) -> Any:
-        report = whole(self, *given, **named)
-        seen.append(report.settings.plans["default"].submit)
-        if len(seen) == 1:
-            path.write_text(CONFIG.format(rate="3/hour"))
-        return report
-
-    path.write_text(CONFIG.format(rate="2/hour"))
-    monkeypatch.setattr(Origin, "examine", meanwhile)
-    monkeypatch.setattr("fal_proxy.app.SETTLED_SECONDS", 0)
-    assert (await app.reload()).changed == ("plans.default.submit",)
-    assert (seen, app.settings.plans["default"].submit) == (["2/hour", "3/hour"], "3/hour")
-
-
-async def test_several_at_once_come_one_after_the_other(of_file: tuple[App, Path]) -> None:
-    app, _ = of_file
-    rates = [f"{count}/minute" for count in range(1, 9)]
-    plans = [{"default": msgspec.structs.replace(app.settings.plans["default"], submit=rate)} for rate in rates]
-    each = [msgspec.structs.replace(app.settings, plans=plan) for plan in plans]
-    reloaded = await asyncio.gather(*map(app.reload, each))
-    assert [one.changed for one in reloaded] == [("plans.default.submit",)] * len(rates)
-    assert app.settings.plans["default"].submit == rates[-1]
-
-
-async def test_an_app_made_of_settings_takes_settings_only_and_a_closed_one_takes_none(tmp_path: Path) -> None:
-    app = create_app(limits(tmp_path), environ={"FAL_PROXY_SECRET": SIGNING_SECRET}, key=FAL_KEY)
-    with pytest.raises(ValueError, match="made from settings"):
-        await app.reload()
-    await app.close()
-    with pytest.raises(RuntimeError, match="closed"):
-        await app.reload(app.settings)

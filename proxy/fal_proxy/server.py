@@ -58,6 +58,7 @@ class Listener:
     max_message_bytes: int = MESSAGE_BYTES  # of one WebSocket message
     lifecycle: Lifecycle = field(default_factory=Lifecycle)
     trusted_proxies: Sequence[str] = ()
+    trusts: Callable[[str], bool] | None = None  # says it in their place, where they may change
     max_connections: int | None = None  # None: what files allow
 
     @property
@@ -94,11 +95,11 @@ def serve(
     announce: Callable[[], None],
     *,
     beside: Listener | None = None,
-    drain: Drain = AT_ONCE,
+    drain: Callable[[], Drain] = lambda: AT_ONCE,
 ) -> None:
     """Serve until SIGTERM or SIGINT, then drain; a second signal ends at once.
 
-    `announce` is called once `main` accepts. `beside` lives as long as `main`.
+    `announce` is called once `main` accepts. `beside` lives as long as `main`. `drain` is asked when the end begins.
     """
     raise_file_limit()
     keep_large_blocks_apart()
@@ -110,7 +111,9 @@ def serve(
         runner.run(_serve(main, announce, beside, drain))
 
 
-async def _serve(main: Listener, announce: Callable[[], None], beside: Listener | None, drain: Drain) -> None:
+async def _serve(
+    main: Listener, announce: Callable[[], None], beside: Listener | None, drain: Callable[[], Drain]
+) -> None:
     async with contextlib.AsyncExitStack() as stack:
         if beside is not None:
             await stack.enter_async_context(serving(beside))
@@ -118,7 +121,7 @@ async def _serve(main: Listener, announce: Callable[[], None], beside: Listener 
 
 
 @contextlib.asynccontextmanager
-async def serving(listener: Listener, drain: Drain = AT_ONCE) -> AsyncIterator[str]:
+async def serving(listener: Listener, drain: Callable[[], Drain] = lambda: AT_ONCE) -> AsyncIterator[str]:
     """Serve inside a running loop, without touching signals; yields the URL once requests are accepted."""
     ready = asyncio.Event()
     server = _Server(listener, ready.set, drain, owns_signals=False)
@@ -134,7 +137,9 @@ async def serving(listener: Listener, drain: Drain = AT_ONCE) -> AsyncIterator[s
 
 
 class _Server(uvicorn.Server):
-    def __init__(self, listener: Listener, announce: Callable[[], None], drain: Drain, *, owns_signals: bool) -> None:
+    def __init__(
+        self, listener: Listener, announce: Callable[[], None], drain: Callable[[], Drain], *, owns_signals: bool
+    ) -> None:
         super().__init__(
             uvicorn.Config(
                 listener.app,
@@ -175,9 +180,9 @@ class _Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Go through the stages of the end; the app's own end, which flushes what it knows, is the last."""
-        state = self.server_state
+        state, drain = self.server_state, self._drain()
         self._lifecycle.reach(Stage.LEAVING)
-        await self._until(lambda: False, self._drain.notice_seconds)
+        await self._until(lambda: False, drain.notice_seconds)
         for server in self.servers:
             server.close()
         for sock in sockets or []:
@@ -185,7 +190,7 @@ class _Server(uvicorn.Server):
         self._lifecycle.reach(Stage.DRAINING)
         for connection in list(state.connections):
             connection.shutdown()
-        await self._until(lambda: not state.connections and not state.tasks, self._drain.seconds)
+        await self._until(lambda: not state.connections and not state.tasks, drain.seconds)
         self._lifecycle.reach(Stage.CUTTING)
         for connection in list(state.connections):
             _cut(connection)
@@ -228,7 +233,7 @@ def _protocol_of(listener: Listener) -> type[asyncio.Protocol]:
     """Return what makes a connection of this listener's."""
     if not issubclass(listener.protocol, HttpProtocol):
         return listener.protocol
-    peers = Peers(listener.trusted_proxies, listener.max_connections)
+    peers = Peers(listener.trusted_proxies, listener.max_connections, trusts=listener.trusts)
     return cast("type[asyncio.Protocol]", functools.partial(listener.protocol, peers=peers, sweep=Sweep()))
 
 

@@ -1,0 +1,117 @@
+"""One caller's connection beside its requests: its place, how long it may take, and every way in which it ends.
+
+What is read from it, and when a request begins, is in `protocol`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, cast
+
+from uvicorn.config import Config
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.server import ServerState
+
+from fal_proxy.downstream.cycle import Cycle
+from fal_proxy.downstream.deadlines import Deadlines, Overdue, Phase, Sweep
+from fal_proxy.downstream.faults import TOO_SLOW, Fault
+from fal_proxy.downstream.flow import Departure, Flow, Outlet
+from fal_proxy.downstream.peers import Peers, Place
+
+
+class Connection(HttpToolsProtocol):
+    """One connection of a caller; `peers` and `sweep` are its server's."""
+
+    flow: Flow
+    cycle: Cycle
+
+    def __init__(
+        self,
+        config: Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+        *,
+        peers: Peers,
+        sweep: Sweep,
+    ) -> None:
+        super().__init__(config, server_state, app_state, _loop)
+        self._peers, self._sweep = peers, sweep
+        self._place: Place | None = None
+        self._deadlines = Deadlines()
+        self._departure = Departure()
+        self._behind = False  # what is read now may be meant as more of a request before it
+        self._refused = False  # nothing more is read as a request
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # uvicorn's own narrowing
+        """Begin, if there is a place."""
+        super().connection_made(transport)
+        self._outlet = Outlet(transport)
+        self.transport = cast("asyncio.Transport", self._outlet)
+        self.flow = Flow(transport, self.loop)
+        self._place = self._peers.enter(self.client[0] if self.client else None)
+        self._sweep.add(self, self.loop)
+        if self._place is None:
+            self.cut()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """End, and tell whoever works for this caller."""
+        self._sweep.discard(self)
+        if self._place is not None:
+            self._place.release()
+        self._refused = True
+        self.flow.stop_looking()
+        super().connection_lost(exc)
+        self._departure.happen()
+
+    def sweep(self, seconds: float) -> None:
+        """Let time pass; called once a second."""
+        unsent = self._outlet.transport.get_write_buffer_size()
+        cycle = self._unanswered
+        waits_for_us = self.flow.read_paused or (cycle is not None and cycle.waiting_for_100_continue)
+        overdue = self._deadlines.look(
+            seconds, willing=not waits_for_us, unsent=unsent, taken=self._outlet.written_bytes - unsent
+        )
+        if overdue is Overdue.RESET:
+            self.cut()
+        elif overdue is Overdue.TIMEOUT:
+            self._refuse(TOO_SLOW)
+        elif overdue is Overdue.CLOSE:
+            self.transport.close()
+
+    def _refuse(self, fault: Fault) -> None:
+        """Say what is wrong, and end. An answer that has begun is cut: this one would be taken for its end."""
+        if self._refused or self.transport.is_closing():
+            return
+        if (unanswered := self._unanswered) is not None and unanswered.response_started:
+            self.cut()
+            return
+        self._forsake()
+        self._refused = True
+        if self._behind:
+            # Bytes of a request that its sender ends elsewhere than we do: an answer would be one too many.
+            self.transport.close()
+            return
+        self.transport.write(fault.answer())
+        self.flow.release()
+        # Closed at once, a socket with unread bytes in it resets, and the answer may be lost (RFC 9112 §9.6).
+        self.transport.write_eof()
+        self._deadlines.enter(Phase.LINGER)
+
+    def cut(self) -> None:
+        """Reset the connection, so that its caller takes no part for the whole."""
+        self._refused = True
+        if (cycle := self._unanswered) is not None:
+            cycle.flush()
+        self._outlet.reset()
+        self._forsake()
+
+    def _forsake(self) -> None:
+        if (cycle := self._unanswered) is not None:
+            cycle.disconnected = True
+            cycle.message_event.set()
+
+    @property
+    def _unanswered(self) -> Cycle | None:
+        cycle = cast("Cycle | None", self.cycle)
+        return None if cycle is None or cycle.response_complete else cycle

@@ -27,7 +27,7 @@ from fal_proxy.identity import key as user_keys
 from fal_proxy.platform_api import reconciliation
 from fal_proxy.platform_api.live import ask_fal
 from fal_proxy.refusing import EXIT_MISCONFIGURED, refusing
-from fal_proxy.server import ADMIN_CONNECTIONS, Drain, Listener, bind
+from fal_proxy.server import ADMIN_CONNECTIONS, LAST_CALLS_SECONDS, Drain, Listener, bind
 from fal_proxy.server import serve as run_server
 from fal_proxy.settings import Settings, config_path
 from fal_proxy.telemetry.lines import LineWriter
@@ -99,7 +99,8 @@ def serve(config: str | None, host: str | None, port: int | None, reuse_port: bo
             click.echo(f"fal-proxy: metrics on {admin.url}/metrics, the admin page on {admin.url}/", err=True)
         lines.start()
 
-    run_server(listener, announce, beside=admin, drain=Drain(server.drain_seconds, server.drain_notice_seconds))
+    drain = Drain(server.drain_seconds, server.drain_notice_seconds, LAST_CALLS_SECONDS)
+    run_server(listener, announce, beside=admin, drain=drain)
 
 
 @main.command()

@@ -21,6 +21,7 @@ from fal_proxy.downstream.faults import FRAMING, NOT_HTTP, TOO_LARGE, Fault
 from fal_proxy.downstream.framing import MAX_HEAD_BYTES, BehindChunkedBody, Head
 from fal_proxy.downstream.heads import describe, judge_framing, judge_head
 from fal_proxy.downstream.websocket import SocketProtocol, take_over
+from fal_proxy.lifecycle import Stage
 
 
 class HttpProtocol(Connection):
@@ -159,7 +160,8 @@ class HttpProtocol(Connection):
         on_departure = self._departure.listen
         own: dict[object, object] = {"raw_target": self.url, "reset": self.cut, "on_departure": on_departure}
         scope["extensions"] = {EXTENSION: own}
-        keep_alive = version == "1.1" and self.parser.should_keep_alive()
+        stays = self._lifecycle.stage is Stage.SERVING
+        keep_alive = stays and version == "1.1" and self.parser.should_keep_alive()
         expects, done = self.expect_100_continue, self.on_response_complete
         self.cycle = Cycle(scope, self.transport, self.flow, self.loop, expects, keep_alive, done)
         self._start_asgi_task(self.cycle, self.app)
@@ -191,6 +193,12 @@ class HttpProtocol(Connection):
         self._departure.forget()
         if self.transport.is_closing():
             return
+        if not self.cycle.keep_alive:
+            if self._message_done:
+                self.transport.close()
+            else:
+                self._linger()
+            return
         self.flow.release()
         if not self._message_done:
             self._deadlines.enter(Phase.LEFTOVER)
@@ -200,6 +208,8 @@ class HttpProtocol(Connection):
             held = bytes(self._held)
             self._held.clear()
             self._read(held, behind=True)
+        elif self._lifecycle.draining:
+            self.dismiss()  # its head had gone before the end was known
 
     def _hand_over(self) -> SocketProtocol:
         """Let a WebSocket go on with this connection, from its first byte."""

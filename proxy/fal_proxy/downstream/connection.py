@@ -12,15 +12,20 @@ from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
+from fal_proxy.downstream.backlog import is_waiting
 from fal_proxy.downstream.cycle import Cycle
 from fal_proxy.downstream.deadlines import Deadlines, Overdue, Phase, Sweep
-from fal_proxy.downstream.faults import TOO_SLOW, Fault
+from fal_proxy.downstream.faults import LEAVING, TOO_SLOW, Fault
 from fal_proxy.downstream.flow import Departure, Flow, Outlet
 from fal_proxy.downstream.peers import Peers, Place
+from fal_proxy.lifecycle import Lifecycle
+
+_IDLE = (Phase.IDLE, Phase.OPENED)
+_ASKING = (*_IDLE, Phase.HEAD)
 
 
 class Connection(HttpToolsProtocol):
-    """One connection of a caller; `peers` and `sweep` are its server's."""
+    """One connection of a caller; `peers`, `sweep` and `lifecycle` are its server's."""
 
     flow: Flow
     cycle: Cycle
@@ -34,9 +39,11 @@ class Connection(HttpToolsProtocol):
         *,
         peers: Peers,
         sweep: Sweep,
+        lifecycle: Lifecycle | None = None,
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
         self._peers, self._sweep = peers, sweep
+        self._lifecycle = lifecycle or Lifecycle()
         self._place: Place | None = None
         self._deadlines = Deadlines()
         self._departure = Departure()
@@ -76,8 +83,43 @@ class Connection(HttpToolsProtocol):
             self.cut()
         elif overdue is Overdue.TIMEOUT:
             self._refuse(TOO_SLOW)
-        elif overdue is Overdue.CLOSE:
+        elif overdue is Overdue.CLOSE and not self._has_unread:
             self.transport.close()
+
+    @property
+    def may_ask(self) -> bool:
+        """Say whether another request may come: no head has said that its answer is the last."""
+        if self._refused or self.transport.is_closing():
+            return False
+        cycle = self._unanswered
+        return self._deadlines.phase in _ASKING or (cycle is not None and cycle.response_started and cycle.keep_alive)
+
+    def leave(self) -> None:
+        """Let an answer that has not begun be the last one here, and say so in its head."""
+        if (cycle := self._unanswered) is not None and not cycle.response_started:
+            cycle.keep_alive = False
+
+    def dismiss(self) -> bool:
+        """End an idle connection with a refusal that nobody asked for; return False if a request is on its way.
+
+        HTTP/1.1 has no goodbye. Who has just written a request, and could not know, reads this as its answer, which is
+        the truth about it; everybody else finds a connection that is of no more use (RFC 9110 §15.5.9 knows such answers).
+        """
+        if self._deadlines.phase not in _IDLE or self._refused or self.transport.is_closing():
+            return True
+        if self._has_unread:
+            return False
+        self.transport.write(LEAVING.answer())
+        self._linger()
+        return True
+
+    def shutdown(self) -> None:
+        """End, if nothing is asked; whoever asks is answered first."""
+        self.dismiss()
+
+    @property
+    def _has_unread(self) -> bool:
+        return is_waiting(self._outlet.transport.get_extra_info("socket"))
 
     def _refuse(self, fault: Fault) -> None:
         """Say what is wrong, and end. An answer that has begun is cut: this one would be taken for its end."""
@@ -87,14 +129,21 @@ class Connection(HttpToolsProtocol):
             self.cut()
             return
         self._forsake()
-        self._refused = True
         if self._behind:
             # Bytes of a request that its sender ends elsewhere than we do: an answer would be one too many.
+            self._refused = True
             self.transport.close()
             return
         self.transport.write(fault.answer())
+        self._linger()
+
+    def _linger(self) -> None:
+        """End our side, and read on for a while, into nothing.
+
+        Closed at once, a socket with unread bytes in it resets, and the answer may be lost (RFC 9112 §9.6).
+        """
+        self._refused = True
         self.flow.release()
-        # Closed at once, a socket with unread bytes in it resets, and the answer may be lost (RFC 9112 §9.6).
         self.transport.write_eof()
         self._deadlines.enter(Phase.LINGER)
 

@@ -15,6 +15,7 @@ class Fault(NamedTuple):
 
     error_type: str
     detail: str
+    headers: tuple[tuple[bytes, bytes], ...] = ()
 
     def answer(self) -> bytes:
         """Return the whole answer, in the form of all our errors; it announces the end of the connection."""
@@ -22,6 +23,7 @@ class Fault(NamedTuple):
         own, body = render(self.error_type, self.detail)
         fields = [
             *own,
+            *self.headers,
             *ALWAYS_DOWN,
             (b"content-type", b"application/json"),
             (b"content-length", b"%d" % len(body)),
@@ -40,3 +42,4 @@ NO_HANDSHAKE = Fault("bad_request", "this is no handshake of a WebSocket (RFC 64
 FRAMING = Fault("bad_request", "it is not clear where this request ends: one Content-Length, or chunked alone")
 TOO_LARGE = Fault("header_too_large", f"a head may have {MAX_HEAD_BYTES} bytes and {MAX_FIELDS} fields, trailers too")
 TOO_SLOW = Fault("request_timeout", "the request took too long to arrive")
+LEAVING = Fault("draining", "this proxy is about to end; repeat the request", ((b"retry-after", b"1"),))

@@ -190,7 +190,6 @@ class _Server(uvicorn.Server):
         await self._until(lambda: not any(caller.may_ask for caller in self._callers), last_calls)
         # All of them are asked; where a request has arrived and was not read yet, once more.
         await self._until(lambda: all(caller.dismiss() for caller in self._callers), SETTLING_SECONDS, forced=True)
-        await asyncio.sleep(0)  # what was read just now begins to be answered
         self._lifecycle.reach(Stage.DRAINING)
         for connection in list(state.connections):
             connection.shutdown()

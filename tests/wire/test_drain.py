@@ -73,6 +73,9 @@ async def test_a_stream_ends_by_itself_while_nothing_new_is_accepted(
         stream.over.set()
         answer = await client.answer()
         assert (answer.complete, answer.body) == (True, b"data: 1\n\ndata: 1\n\n")
+        assert (await asyncio.wait_for(client.answer(), PATIENCE)).status == 503, (
+            "its head could not say that it was the last"
+        )
     code, [line] = await proxy.ended()
     assert (code, line["ending"], line["cost_microusd"]) == (0, "complete", 500_000)
     assert await spent(tmp_path) == (500_000, 0)

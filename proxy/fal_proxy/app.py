@@ -51,6 +51,7 @@ from fal_proxy.stores.mailbox import Mailbox
 from fal_proxy.stores.opening import JournalError, open_store
 from fal_proxy.telemetry import Telemetry
 from fal_proxy.telemetry.tracing import open_tracing
+from fal_proxy.unread import Unread
 from fal_proxy.uploads import Uploads
 from fal_proxy.upstream.credentials import FalKey, FalKeys, fal_keys
 from fal_proxy.upstream.dial import Dialer, Route
@@ -80,6 +81,7 @@ class App:
         self._hub = hub
         self._mount = gateway.mount
         self._settling: asyncio.Task[None] | None = None
+        self._unread = Unread(gateway)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one ASGI connection."""
@@ -91,6 +93,7 @@ class App:
         if scope["type"] == "http":
             await self._http(scope, receive, send)
         elif scope["type"] == "lifespan":
+            scope.get("state", {})[EXTENSION] = self._unread
             await self._lifespan(receive, send)
         else:
             await self._socket(scope, receive, send)

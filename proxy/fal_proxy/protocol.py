@@ -32,7 +32,6 @@ class HttpProtocol(Connection):
         self._held = bytearray()  # bytes behind a request that is not answered yet
         self._answered_early = False  # the last request, before its body was whole
         self._head = Head()
-        self._head_done = False
         self._message_done = True
         self._left: int | None = 0  # of a body; None: chunked
         self._skipped = False  # the parser has not seen all of the body

@@ -12,12 +12,14 @@ from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
+from fal_proxy.asgi import EXTENSION, Scope
 from fal_proxy.downstream.backlog import is_waiting
 from fal_proxy.downstream.cycle import Cycle
 from fal_proxy.downstream.deadlines import Deadlines, Overdue, Phase, Sweep
-from fal_proxy.downstream.faults import LEAVING, TOO_SLOW, Fault
+from fal_proxy.downstream.faults import LEAVING, TOO_SLOW, Fault, tell
 from fal_proxy.downstream.flow import Departure, Flow, Outlet
 from fal_proxy.downstream.peers import Peers, Place
+from fal_proxy.headers import Headers
 from fal_proxy.lifecycle import Lifecycle
 
 _IDLE = (Phase.IDLE, Phase.OPENED)
@@ -47,6 +49,7 @@ class Connection(HttpToolsProtocol):
         self._place: Place | None = None
         self._deadlines = Deadlines()
         self._departure = Departure()
+        self._head_done = False  # of the request that is read now, or was last
         self._behind = False  # what is read now may be meant as more of a request before it
         self._refused = False  # nothing more is read as a request
 
@@ -109,7 +112,7 @@ class Connection(HttpToolsProtocol):
             return True
         if self._has_unread:
             return False
-        self.transport.write(LEAVING.answer())
+        self.transport.write(LEAVING.answer([]))
         self._linger()
         return True
 
@@ -128,14 +131,22 @@ class Connection(HttpToolsProtocol):
         if (unanswered := self._unanswered) is not None and unanswered.response_started:
             self.cut()
             return
+        fields = self._tell(fault)
         self._forsake()
         if self._behind:
             # Bytes of a request that its sender ends elsewhere than we do: an answer would be one too many.
             self._refused = True
             self.transport.close()
             return
-        self.transport.write(fault.answer())
+        self.transport.write(fault.answer(fields))
         self._linger()
+
+    def _tell(self, fault: Fault) -> Headers:
+        begun = self._unanswered is not None
+        scope = cast("Scope", self.scope) if self._head_done else None
+        if scope is not None and not begun:
+            scope["extensions"] = {EXTENSION: {"raw_target": self.url}}
+        return tell(self.app_state, fault, scope, begun=begun, answered=not self._behind)
 
     def _linger(self) -> None:
         """End our side, and read on for a while, into nothing.

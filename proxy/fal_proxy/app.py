@@ -65,7 +65,7 @@ class App:
     """The ASGI application. Close it with its lifespan, or with `await close()`.
 
     `admin` is another one, for a listener of its own; `metrics` is what it shows, `access` where its lines go, `keys` what it calls
-    fal with.
+    fal with; `unread` is what our own server tells of requests that it could not read whole.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class App:
         self._hub = hub
         self._mount = gateway.mount
         self._settling: asyncio.Task[None] | None = None
-        self._unread = Unread(gateway)
+        self.unread = Unread(gateway)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one ASGI connection."""
@@ -93,7 +93,7 @@ class App:
         if scope["type"] == "http":
             await self._http(scope, receive, send)
         elif scope["type"] == "lifespan":
-            scope.get("state", {})[EXTENSION] = self._unread
+            scope.get("state", {})[EXTENSION] = self.unread
             await self._lifespan(receive, send)
         else:
             await self._socket(scope, receive, send)

@@ -20,9 +20,10 @@ from fal_proxy.settings import (
     config_path,
     origin_of,
 )
+from fal_proxy.upstream.call import Call
 from fal_proxy.upstream.connection import Connection
 from fal_proxy.upstream.dial import Dialer, Origin
-from fal_proxy.upstream.engine import Call, Engine
+from fal_proxy.upstream.engine import Engine
 from support.proxied import FAL_KEY, FAL_KEY_ID, FAL_KEY_SECRET, SIGNING_SECRET, open_settings
 
 # What the contract's page on settings says, for the keys that exist.

@@ -93,6 +93,13 @@ class Cycle(RequestResponseCycle):
         else:
             raise RuntimeError(f"{message['type']} out of its order")
 
+    def push(self, body: bytes) -> bool:
+        """Write a piece of the body now, as `send` would; return whether another may follow without waiting for `send`."""
+        if self.disconnected or self.response_complete or not self.response_started:
+            return False
+        self._write(self._framed(body))
+        return not self.flow.write_paused
+
     def _begin(self, message: HTTPResponseStartEvent) -> None:
         self.response_started = True
         self.waiting_for_100_continue = False

@@ -32,6 +32,7 @@ from fal_proxy.routes import DEAD_LETTERS, HEALTH, READY, RETRY
 from fal_proxy.settings import Settings
 from fal_proxy.stores import Store
 from fal_proxy.stores.mailbox import Mailbox
+from fal_proxy.unread import Unread
 from fal_proxy.upstream.credentials import FalKey, FalKeys, fal_keys
 from fal_proxy.webhooks import Hub
 from fal_proxy.webhooks.dead_letters import DeadLetters
@@ -43,7 +44,7 @@ class App:
     """The ASGI application. Close it with its lifespan, or with `await close()`.
 
     `admin` is another one, for a listener of its own; `metrics` is what it shows, `access` where its lines go, `keys` what it calls
-    fal with.
+    fal with; `unread` is what our own server tells of requests that it could not read whole.
     """
 
     def __init__(self, lasting: Lasting, deployments: Deployments, admin: Admin, watch: FileWatch | None) -> None:
@@ -57,6 +58,7 @@ class App:
         self._watch = watch
         self._mount = deployments.current.gateway.mount
         self._settling: asyncio.Task[None] | None = None
+        self.unread = Unread(lambda: self._gateway)
         self._follower: Follower | None = None
         self._following: asyncio.Task[None] | None = None
 
@@ -91,6 +93,7 @@ class App:
         if self._settling is None:
             self._begin()  # with the first message of any kind: a host may mount us without a lifespan
         if scope["type"] == "lifespan":
+            scope.get("state", {})[EXTENSION] = self.unread
             await self._lifespan(receive, send)
             return
         deployment = self._deployments.enter()

@@ -28,7 +28,7 @@ from fal_proxy.identity import key as user_keys
 from fal_proxy.platform_api import reconciliation
 from fal_proxy.platform_api.live import ask_fal
 from fal_proxy.refusing import EXIT_MISCONFIGURED, refusing
-from fal_proxy.server import ADMIN_CONNECTIONS, Drain, Listener, bind
+from fal_proxy.server import ADMIN_CONNECTIONS, LAST_CALLS_SECONDS, Drain, Listener, bind
 from fal_proxy.server import serve as run_server
 from fal_proxy.settings import Settings, config_path
 from fal_proxy.telemetry.lines import LineWriter
@@ -104,7 +104,8 @@ def serve(config: str | None, host: str | None, port: int | None, reuse_port: bo
         lines.start()
 
     def drain() -> Drain:
-        return Drain(app.settings.server.drain_seconds, app.settings.server.drain_notice_seconds)
+        server = app.settings.server
+        return Drain(server.drain_seconds, server.drain_notice_seconds, LAST_CALLS_SECONDS)
 
     run_server(listener, announce, beside=admin, drain=drain)
     hangup.ignore()

@@ -288,6 +288,16 @@ class Exchange(msgspec.Struct, eq=False):
             return SETTLED
         return PREFLIGHT if self.preflight else NO_KIND
 
+    def left(self, answered: Refusal | None, *, cut: bool) -> None:
+        """Note that nobody waits for an answer: the server has `answered`, or `cut` the connection, or the caller left."""
+        if answered is not None:
+            self.status = answered.status
+            self.refused(answered)
+        elif cut:
+            self.ending, self.reason = Ending.CUT, "the proxy ended"
+        else:
+            self.ending = Ending.CLIENT_GONE
+
     def refused(self, refusal: Refusal, ending: Ending = Ending.REFUSED) -> None:
         """Note that an error of ours answers."""
         self.decision, self.reason, self.ending = refusal.error_type, refusal.detail, ending

@@ -21,6 +21,7 @@ import uvloop
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from fal_proxy.allocator import keep_large_blocks_apart
+from fal_proxy.downstream.backlog import is_waiting, turn_away
 from fal_proxy.downstream.deadlines import KEEP_ALIVE_SECONDS, Sweep
 from fal_proxy.downstream.peers import Peers, raise_file_limit
 from fal_proxy.errors import Misconfigured
@@ -31,6 +32,8 @@ from fal_proxy.relay.http import DEPARTED_SECONDS
 BACKLOG = 2048
 ADMIN_CONNECTIONS = 64
 SETTLING_SECONDS = 1.0  # for what is cut or cancelled to settle
+HANDSHAKE_SECONDS = 0.05  # for handshakes that have begun when the port is about to close
+LAST_CALLS_SECONDS = 1.0  # for requests on connections that were idle when the port closed
 _SHORTEST_LOOK_SECONDS, _LOOK_SECONDS = 0.001, 0.02
 _YOUNG_OBJECTS = 10_000  # more than before, let the collector look at them; Python's own 700 is a dozen requests
 MESSAGE_BYTES = 16 * 1024 * 1024
@@ -42,6 +45,7 @@ class Drain:
 
     seconds: float  # for what runs to end by itself
     notice_seconds: float = 0  # before it: everything is served, and `/readyz` says no
+    last_calls_seconds: float = 0  # of the first: what comes over connections that are open is served
 
 
 AT_ONCE = Drain(1)
@@ -182,15 +186,19 @@ class _Server(uvicorn.Server):
         """Go through the stages of the end; the app's own end, which flushes what it knows, is the last."""
         state, drain = self.server_state, self._drain()
         self._lifecycle.reach(Stage.LEAVING)
+        for caller in self._callers:
+            caller.leave()
         await self._until(lambda: False, drain.notice_seconds)
-        for server in self.servers:
-            server.close()
-        for sock in sockets or []:
-            sock.close()
+        await self._close_port(sockets or [], drain)
+        ends = time.monotonic() + drain.seconds
+        last_calls = min(drain.last_calls_seconds, drain.seconds)
+        await self._until(lambda: not any(caller.may_ask for caller in self._callers), last_calls)
+        # All of them are asked; where a request has arrived and was not read yet, once more.
+        await self._until(lambda: all(caller.dismiss() for caller in self._callers), SETTLING_SECONDS, forced=True)
         self._lifecycle.reach(Stage.DRAINING)
         for connection in list(state.connections):
             connection.shutdown()
-        await self._until(lambda: not state.connections and not state.tasks, drain.seconds)
+        await self._until(lambda: not state.connections and not state.tasks, ends - time.monotonic())
         self._lifecycle.reach(Stage.CUTTING)
         for connection in list(state.connections):
             _cut(connection)
@@ -201,6 +209,22 @@ class _Server(uvicorn.Server):
             task.cancel()
         await self._until(lambda: not state.tasks, SETTLING_SECONDS, forced=True)
         await self.lifespan.shutdown()
+
+    async def _close_port(self, sockets: list[socket.socket], drain: Drain) -> None:
+        """Close it when nobody is left in front of it whom the kernel has let in: those would be reset."""
+        if drain.last_calls_seconds:
+            for sock in sockets:
+                turn_away(sock)
+            await self._until(lambda: False, HANDSHAKE_SECONDS)
+        await self._until(lambda: not any(is_waiting(sock) for sock in sockets), SETTLING_SECONDS, forced=True)
+        for server in self.servers:
+            server.close()
+        for sock in sockets:
+            sock.close()
+
+    @property
+    def _callers(self) -> list[HttpProtocol]:
+        return [each for each in self.server_state.connections if isinstance(each, HttpProtocol)]
 
     async def _until(self, over: Callable[[], bool], seconds: float, *, forced: bool = False) -> None:
         """Wait, but no longer than this, nor beyond a second signal."""
@@ -234,7 +258,8 @@ def _protocol_of(listener: Listener) -> type[asyncio.Protocol]:
     if not issubclass(listener.protocol, HttpProtocol):
         return listener.protocol
     peers = Peers(listener.trusted_proxies, listener.max_connections, trusts=listener.trusts)
-    return cast("type[asyncio.Protocol]", functools.partial(listener.protocol, peers=peers, sweep=Sweep()))
+    made = functools.partial(listener.protocol, peers=peers, sweep=Sweep(), lifecycle=listener.lifecycle)
+    return cast("type[asyncio.Protocol]", made)
 
 
 def _cut(connection: asyncio.Protocol) -> None:

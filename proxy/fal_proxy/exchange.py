@@ -209,6 +209,14 @@ class Attempt(enum.Enum):
     GIVEN_UP = "given_up"
 
 
+class Reload(enum.Enum):
+    """What became of settings that were read anew."""
+
+    APPLIED = "applied"
+    UNCHANGED = "unchanged"
+    REFUSED = "refused"  # those before them stay in force
+
+
 class Ending(enum.Enum):
     """How the caller's answer ended."""
 
@@ -289,6 +297,16 @@ class Exchange(msgspec.Struct, eq=False):
         if self.settled:
             return SETTLED
         return PREFLIGHT if self.preflight else NO_KIND
+
+    def left(self, answered: Refusal | None, *, cut: bool) -> None:
+        """Note that nobody waits for an answer: the server has `answered`, or `cut` the connection, or the caller left."""
+        if answered is not None:
+            self.status = answered.status
+            self.refused(answered)
+        elif cut:
+            self.ending, self.reason = Ending.CUT, "the proxy ended"
+        else:
+            self.ending = Ending.CLIENT_GONE
 
     def refused(self, refusal: Refusal, ending: Ending = Ending.REFUSED) -> None:
         """Note that an error of ours answers."""

@@ -16,8 +16,8 @@ from fal_proxy.errors import Refusal
 from fal_proxy.exchange import Caller, Exchange, Kind
 from fal_proxy.telemetry import Telemetry
 from fal_proxy.telemetry.access import ENDPOINT_CHARS, PLAN_CHARS, REASON_CHARS, AccessLog, line_of
+from fal_proxy.telemetry.catalogue import OTHER_PLAN
 from fal_proxy.telemetry.lines import LineWriter
-from fal_proxy.telemetry.metrics import OTHER_PLAN
 from support.lines import Lines, parsed, total
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, 678000, UTC)

@@ -200,6 +200,14 @@ class Attempt(enum.Enum):
     GIVEN_UP = "given_up"
 
 
+class Reload(enum.Enum):
+    """What became of settings that were read anew."""
+
+    APPLIED = "applied"
+    UNCHANGED = "unchanged"
+    REFUSED = "refused"  # those before them stay in force
+
+
 class Ending(enum.Enum):
     """How the caller's answer ended."""
 

@@ -81,7 +81,7 @@ class Realtime:
             exchange.kind, exchange.endpoint_id = target.kind, target.endpoint_id
             self._judge_page(ticket, caller, target, request, accepted)
             permit(target, plan, storage_mode=gateway.uploads.mode, realtime_mode=gateway.realtime_mode)
-            if ticket and await gateway.gate.is_spent(ticket.id, self._remembered_seconds):
+            if ticket and await gateway.gate.is_spent(ticket.id, ticket.seconds):
                 raise _spent()
             amount = self._reservation(target, plan.name)
             key = gateway.keys.choose()
@@ -219,7 +219,7 @@ class Realtime:
         exchange.upstream_status = SWITCHED
         try:
             self._judge_fields(found.headers)
-            if ticket and not await gateway.gate.spend(ticket.id, self._remembered_seconds):
+            if ticket and not await gateway.gate.spend(ticket.id, ticket.seconds):
                 exchange.written = False  # for the account: who is refused by us pays nothing
                 raise _spent()
             exchange.status = SWITCHED
@@ -293,10 +293,6 @@ class Realtime:
             self.gateway.key_guard.judge(body)
         except UpstreamError as error:
             raise refusal_for(error, Kind.REALTIME.traits) from error
-
-    @property
-    def _remembered_seconds(self) -> int:
-        return self.gateway.tickets.seconds if self.gateway.tickets else 0
 
 
 def _abort(dialling: asyncio.Task[Opened | Denied]) -> None:

@@ -62,6 +62,7 @@ class Listener:
     max_message_bytes: int = MESSAGE_BYTES  # of one WebSocket message
     lifecycle: Lifecycle = field(default_factory=Lifecycle)
     trusted_proxies: Sequence[str] = ()
+    trusts: Callable[[str], bool] | None = None  # says it in their place, where they may change
     max_connections: int | None = None  # None: what files allow
 
     @property
@@ -98,11 +99,11 @@ def serve(
     announce: Callable[[], None],
     *,
     beside: Listener | None = None,
-    drain: Drain = AT_ONCE,
+    drain: Callable[[], Drain] = lambda: AT_ONCE,
 ) -> None:
     """Serve until SIGTERM or SIGINT, then drain; a second signal ends at once.
 
-    `announce` is called once `main` accepts. `beside` lives as long as `main`.
+    `announce` is called once `main` accepts. `beside` lives as long as `main`. `drain` is asked when the end begins.
     """
     raise_file_limit()
     keep_large_blocks_apart()
@@ -114,7 +115,9 @@ def serve(
         runner.run(_serve(main, announce, beside, drain))
 
 
-async def _serve(main: Listener, announce: Callable[[], None], beside: Listener | None, drain: Drain) -> None:
+async def _serve(
+    main: Listener, announce: Callable[[], None], beside: Listener | None, drain: Callable[[], Drain]
+) -> None:
     async with contextlib.AsyncExitStack() as stack:
         if beside is not None:
             await stack.enter_async_context(serving(beside))
@@ -122,7 +125,7 @@ async def _serve(main: Listener, announce: Callable[[], None], beside: Listener 
 
 
 @contextlib.asynccontextmanager
-async def serving(listener: Listener, drain: Drain = AT_ONCE) -> AsyncIterator[str]:
+async def serving(listener: Listener, drain: Callable[[], Drain] = lambda: AT_ONCE) -> AsyncIterator[str]:
     """Serve inside a running loop, without touching signals; yields the URL once requests are accepted."""
     ready = asyncio.Event()
     server = _Server(listener, ready.set, drain, owns_signals=False)
@@ -138,7 +141,9 @@ async def serving(listener: Listener, drain: Drain = AT_ONCE) -> AsyncIterator[s
 
 
 class _Server(uvicorn.Server):
-    def __init__(self, listener: Listener, announce: Callable[[], None], drain: Drain, *, owns_signals: bool) -> None:
+    def __init__(
+        self, listener: Listener, announce: Callable[[], None], drain: Callable[[], Drain], *, owns_signals: bool
+    ) -> None:
         super().__init__(
             uvicorn.Config(
                 listener.app,
@@ -179,12 +184,12 @@ class _Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Go through the stages of the end; the app's own end, which flushes what it knows, is the last."""
-        state, drain = self.server_state, self._drain
+        state, drain = self.server_state, self._drain()
         self._lifecycle.reach(Stage.LEAVING)
         for caller in self._callers:
             caller.leave()
         await self._until(lambda: False, drain.notice_seconds)
-        await self._close_port(sockets or [])
+        await self._close_port(sockets or [], drain)
         ends = time.monotonic() + drain.seconds
         last_calls = min(drain.last_calls_seconds, drain.seconds)
         await self._until(lambda: not any(caller.may_ask for caller in self._callers), last_calls)
@@ -205,9 +210,9 @@ class _Server(uvicorn.Server):
         await self._until(lambda: not state.tasks, SETTLING_SECONDS, forced=True)
         await self.lifespan.shutdown()
 
-    async def _close_port(self, sockets: list[socket.socket]) -> None:
+    async def _close_port(self, sockets: list[socket.socket], drain: Drain) -> None:
         """Close it when nobody is left in front of it whom the kernel has let in: those would be reset."""
-        if self._drain.last_calls_seconds:
+        if drain.last_calls_seconds:
             for sock in sockets:
                 turn_away(sock)
             await self._until(lambda: False, HANDSHAKE_SECONDS)
@@ -252,7 +257,7 @@ def _protocol_of(listener: Listener) -> type[asyncio.Protocol]:
     """Return what makes a connection of this listener's."""
     if not issubclass(listener.protocol, HttpProtocol):
         return listener.protocol
-    peers = Peers(listener.trusted_proxies, listener.max_connections)
+    peers = Peers(listener.trusted_proxies, listener.max_connections, trusts=listener.trusts)
     made = functools.partial(listener.protocol, peers=peers, sweep=Sweep(), lifecycle=listener.lifecycle)
     return cast("type[asyncio.Protocol]", made)
 

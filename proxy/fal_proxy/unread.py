@@ -5,6 +5,8 @@ Without a whole head nothing is known of a request, its page neither; the line s
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from fal_proxy.asgi import EXTENSION, Scope, read_request
 from fal_proxy.errors import Refusal
 from fal_proxy.exchange import Ending, Request
@@ -17,7 +19,8 @@ from fal_proxy.reply import Reply
 class Unread:
     """Told by the server of each such refusal, once; a connection has at most one, because it ends with it."""
 
-    def __init__(self, gateway: Gateway) -> None:
+    def __init__(self, gateway: Callable[[], Gateway]) -> None:
+        """Take what returns the gateway that is in force."""
         self._gateway = gateway
 
     def __call__(self, refusal: Refusal, scope: Scope | None, *, begun: bool, answered: bool) -> Headers:
@@ -30,7 +33,7 @@ class Unread:
         if begun and scope is not None:
             scope["extensions"][EXTENSION]["refused"] = refusal
         elif request is None or self._is_ours(request.path):
-            telemetry = self._gateway.telemetry
+            telemetry = self._gateway().telemetry
             exchange = telemetry.begin()
             exchange.refused(refusal, Ending.REFUSED if answered else Ending.CUT)
             exchange.status = refusal.status if answered else None
@@ -38,14 +41,14 @@ class Unread:
         return self._cors(request)
 
     def _is_ours(self, path: bytes) -> bool:
-        mount = self._gateway.mount
+        mount = self._gateway().mount
         return path.startswith(mount) and path[len(mount) : len(mount) + 1] in (b"", b"/")
 
     def _cors(self, request: Request | None) -> Headers:
         reply = Reply(_nowhere)
         if request is not None:
             try:
-                self._gateway.judge_host(request, reply)
+                self._gateway().judge_host(request, reply)
             except Refusal:
                 pass  # a page that is listed may read even this
         return reply.cors

@@ -23,6 +23,8 @@ from fal_proxy.downstream.heads import describe, judge_framing, judge_head
 from fal_proxy.downstream.websocket import SocketProtocol, take_over
 from fal_proxy.lifecycle import Stage
 
+_SERVING = Stage.SERVING  # looked up once: an enum's members are slow to find
+
 
 class HttpProtocol(Connection):
     """One connection of a caller, as it is read."""
@@ -156,7 +158,7 @@ class HttpProtocol(Connection):
             return
         scope = self.scope
         describe(scope, self.parser.get_method(), self.url, version)
-        stays = self._lifecycle.stage is Stage.SERVING
+        stays = self._lifecycle.stage is _SERVING
         keep_alive = stays and version == "1.1" and self.parser.should_keep_alive()
         expects, done = self.expect_100_continue, self.on_response_complete
         self.cycle = Cycle(scope, self.transport, self.flow, self.loop, expects, keep_alive, done)

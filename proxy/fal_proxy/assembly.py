@@ -6,6 +6,7 @@ holds connections is in `Lasting`. Knows no ASGI; `deployments` knows which one 
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
@@ -22,7 +23,7 @@ from fal_proxy.authorize import Authorize
 from fal_proxy.callbacks import Callbacks
 from fal_proxy.direct import Direct
 from fal_proxy.environment import Secret, header_secret, signing_secrets
-from fal_proxy.errors import Misconfigured
+from fal_proxy.errors import Misconfigured, StoreUnavailable
 from fal_proxy.gateway import ACCEPT_PLAIN, CLIENT_PROXY, Gateway
 from fal_proxy.identity.app import Identify
 from fal_proxy.identity.network import TrustedProxies
@@ -89,6 +90,8 @@ class Lasting:
         self.engine.close()
         if self.hub is not None:
             await self.hub.close()
+        with contextlib.suppress(StoreUnavailable):
+            await self.settler.tell()
         await self.store.close()
         await self.telemetry.close()
 

@@ -12,6 +12,7 @@ from typing import Literal, NamedTuple
 from fal_proxy.errors import ERROR_TYPES
 from fal_proxy.exchange import ADMITTED, NO_KIND, PREFLIGHT, SETTLED, Attempt, Ending, Kind, Receipt, Reload
 
+OTHER_PLAN = "(other)"  # what is settled of a plan that the settings no longer name
 KINDS = (*(kind.value for kind in Kind), PREFLIGHT, SETTLED, NO_KIND)
 
 
@@ -31,7 +32,7 @@ METRICS = {
             "fal_proxy_exchanges_total",
             "counter",
             ("kind", "decision", "ending"),
-            "requests below the mount, ended; and jobs that the settler settled",
+            "requests below the mount, ended; and charges without one (`settled`)",
         ),
         Row("fal_proxy_exchange_seconds", "histogram", ("kind",), "how long they took, to the last byte"),
         Row("fal_proxy_first_byte_seconds", "histogram", ("kind",), "until fal's answer began"),
@@ -41,13 +42,13 @@ METRICS = {
             "fal_proxy_cost_microusd_total",
             "counter",
             ("plan",),
-            "what callers were charged, in millionths of a dollar",
+            "by how much charges were raised, in millionths of a dollar; counted when they are settled",
         ),
         Row(
             "fal_proxy_cost_lowered_microusd_total",
             "counter",
             ("plan",),
-            "by how much earlier charges were lowered, when fal billed less; the books are the difference",
+            "by how much charges were lowered, when fal billed less than was charged; the books are the difference",
         ),
         Row("fal_proxy_in_flight", "gauge", ("kind",), "requests in progress"),
         Row("fal_proxy_upstream_idle_connections", "gauge", (), "open connections to fal that wait for a request"),
@@ -89,7 +90,7 @@ def label_values(plans: Collection[str]) -> dict[str, frozenset[str]]:
         "kind": frozenset(KINDS),
         "decision": frozenset([ADMITTED, *ERROR_TYPES]),
         "ending": frozenset(ending.value for ending in Ending),
-        "plan": frozenset(plans),
+        "plan": frozenset([*plans, OTHER_PLAN]),
         "receipt": frozenset(receipt.value for receipt in Receipt),
         "attempt": frozenset(attempt.value for attempt in Attempt),
         "outcome": frozenset(outcome.value for outcome in Reload),

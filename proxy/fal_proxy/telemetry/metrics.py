@@ -14,7 +14,7 @@ from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4 as CONTENT_TYP
 from prometheus_client.registry import Collector
 
 from fal_proxy.exchange import Attempt, Ending, Exchange, Receipt, Reload
-from fal_proxy.telemetry.catalogue import KINDS, METRICS
+from fal_proxy.telemetry.catalogue import KINDS, METRICS, OTHER_PLAN
 from fal_proxy.telemetry.watched import FetchedPrices, Keys, Upstream
 
 __all__ = ["CONTENT_TYPE", "Metrics"]
@@ -68,9 +68,10 @@ class _Exchanges(Collector):
             kind.first_byte_sum += first
         kind.bytes_up += exchange.bytes_up
         kind.bytes_down += exchange.bytes_down
-        if (cost := exchange.cost_microusd) is not None and exchange.plan in self.costs:
-            into = self.costs if cost >= 0 else self.lowered
-            into[exchange.plan] += abs(cost)
+        if cost := exchange.cost_microusd:
+            plan = exchange.plan if exchange.plan in self.costs else OTHER_PLAN
+            into = self.costs if cost > 0 else self.lowered
+            into[plan] = into.get(plan, 0) + abs(cost)
 
     def collect(self) -> Iterable[Metric]:
         """Return everything as metrics."""

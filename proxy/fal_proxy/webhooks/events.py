@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import msgspec
 
-from fal_proxy.admission.gate import unavailable
+from fal_proxy.admission.refusals import unavailable
 from fal_proxy.errors import ClientGone, Refusal, StoreUnavailable, UpstreamInvalid
 from fal_proxy.exchange import Caller, Kind, Request
 from fal_proxy.gateway import Arrival, Gateway

@@ -88,6 +88,9 @@ def examine(
     if settings is None:
         settings, findings = Settings.load(config, environ)
         report = Report(settings, findings)
+        if any(finding.path == str(config_path(config, environ)) for finding in findings):
+            _judge_keys_of_fal(report, environ, key)
+            return report  # what the defaults lack would only hide that the file was not read
     else:
         report = Report(settings)
     _judge_values(report)

@@ -170,6 +170,15 @@ def test_everything_wrong_is_said_at_once(tmp_path: Path) -> None:
     assert found(judge(tmp_path, text, {}), "error") == errors
 
 
+@pytest.mark.parametrize("content", [None, "[server"], ids=["missing", "no TOML"])
+def test_of_a_file_that_cannot_be_read_nothing_else_is_said(content: str | None, tmp_path: Path) -> None:
+    file = tmp_path / "own.toml"
+    if content is not None:
+        file.write_text(content)
+    assert [finding.path for finding in examine(None, file, {}).errors] == [str(file), "FAL_KEY"]
+    assert [finding.path for finding in examine(None, file, {}, key=FAL_KEY).errors] == [str(file)]
+
+
 def test_key_on_an_unknown_plan_is_an_error_at_the_key(tmp_path: Path) -> None:
     report = judge(tmp_path, KEYS_ONLY, ada="gold")
     assert found(report, "error") == ["keys.ada.plan"]

@@ -56,9 +56,11 @@ class RawClient:
         await self.reader.readexactly(2)
         return data
 
-    async def answer(self) -> RawAnswer:
-        """Read one answer, whole or as far as it goes."""
+    async def answer(self, *, bodiless: bool = False) -> RawAnswer:
+        """Read one answer, whole or as far as it goes; `bodiless`: to HEAD, whose length announces nothing."""
         status, headers = await self.read_head()
+        if bodiless:
+            return RawAnswer(status, headers, b"", complete=True)
         fields = dict(headers)
         body = b""
         complete = False

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
+from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from run import LONGEST
 from support.proxied import FAL_KEY_SECRET
 
 pytest_plugins = ["support.peers"]
@@ -32,6 +35,15 @@ _watch = _CanaryWatch()
 def pytest_configure(config: pytest.Config) -> None:
     """Watch every log record of the run."""
     logging.getLogger().addHandler(_watch)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Let the workers of the gate begin with its longest files."""
+    if hasattr(config, "workerinput"):
+        tests = Counter(item.path for item in items)
+        ranks = {Path(__file__).parent / name: rank for rank, name in enumerate(LONGEST)}
+        items.sort(key=lambda item: (ranks.get(item.path, len(ranks)), -tests[item.path], item.path))
 
 
 @pytest.hookimpl(optionalhook=True)

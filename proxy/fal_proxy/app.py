@@ -39,7 +39,7 @@ from fal_proxy.realtime import Realtime, ServerExtension
 from fal_proxy.relay.answering import Reset
 from fal_proxy.relay.guard import KeyGuard
 from fal_proxy.relay.http import Patience
-from fal_proxy.relay.inbound import Receive, Send
+from fal_proxy.relay.inbound import OurServer, Receive, Send
 from fal_proxy.relay.websocket import Terms
 from fal_proxy.reply import Reply
 from fal_proxy.routes import DEAD_LETTERS, HEALTH, READY, RETRY
@@ -117,7 +117,7 @@ class App:
             await self._serve(file, request, send)
         elif below is not None and below[:1] in (b"", b"/"):
             try:
-                await self._gateway.handle(request, receive, send, own.get("on_departure"))
+                await self._gateway.handle(request, receive, send, OurServer(own.get("on_departure"), own.get("push")))
             except asyncio.CancelledError:
                 if self.lifecycle.stage is not Stage.CUTTING:
                     raise  # our own server cancels what its end cuts; nobody is left to be told

@@ -39,10 +39,10 @@ from fal_proxy.policy.origin import Site, judge_cross_site
 from fal_proxy.policy.plans import CompiledPlan, closed_plan, permit
 from fal_proxy.policy.pricing import Prices, charge_for, reservation_microusd
 from fal_proxy.policy.target import resolve
-from fal_proxy.relay.answering import Reset
+from fal_proxy.relay.answering import Down, Reset
 from fal_proxy.relay.guard import KeyGuard
 from fal_proxy.relay.http import Outgoing, Patience, relay
-from fal_proxy.relay.inbound import Inbound, OnDeparture, Receive, Send
+from fal_proxy.relay.inbound import NOT_OURS, Inbound, OurServer, Receive, Send
 from fal_proxy.reply import Reply
 from fal_proxy.routes import ME
 from fal_proxy.telemetry import Telemetry
@@ -64,7 +64,7 @@ class Arrival(msgspec.Struct, frozen=True):
     request: Request
     receive: Receive
     send: Send
-    on_departure: OnDeparture | None
+    server: OurServer
     reply: Reply
     accepted: bool | None  # the page's origin; None: no page
     announced: int | None  # bytes of the body; None: chunked
@@ -103,13 +103,8 @@ class Gateway:
     callbacks: Callbacks
     routes: dict[bytes, Serve] = field(default_factory=dict)  # by first segment: what judges its callers by itself
 
-    async def handle(
-        self, request: Request, receive: Receive, send: Send, on_departure: OnDeparture | None = None
-    ) -> None:
-        """Answer one request below the mount. Raises Reset when the connection must end unclean.
-
-        `on_departure` takes a function to call when the caller leaves, where the server can tell.
-        """
+    async def handle(self, request: Request, receive: Receive, send: Send, server: OurServer = NOT_OURS) -> None:
+        """Answer one request below the mount. Raises Reset when the connection must end unclean."""
         exchange = self.telemetry.begin(request)
         reply = Reply(send, exchange)
         try:
@@ -121,7 +116,7 @@ class Gateway:
                 exchange.preflight = True
                 await self._answer_preflight(request, accepted, reply)
                 return
-            arrival = Arrival(request, receive, send, on_departure, reply, accepted, announced)
+            arrival = Arrival(request, receive, send, server, reply, accepted, announced)
             await self.routes.get(request.path[len(self.mount) + 1 :].partition(b"/")[0], self._relay)(arrival)
         except Refusal as refusal:
             if reply.started:
@@ -149,7 +144,7 @@ class Gateway:
 
     async def _relay(self, arrival: Arrival) -> None:
         """Go the whole way, from the caller to the books."""
-        request, receive, send, on_departure = arrival.request, arrival.receive, arrival.send, arrival.on_departure
+        request, receive, on_departure = arrival.request, arrival.receive, arrival.server.on_departure
         reply, accepted, announced = arrival.reply, arrival.accepted, arrival.announced
         exchange = reply.exchange
         caller = await self.identities.identify(request)
@@ -186,12 +181,11 @@ class Gateway:
         outgoing = outgoing.signed(key)
         account = self._account(grant, lease, exchange, caller, target, key)
         self.settler.opened(grant.entry_id)
-        down, guard = reply.head, self.key_guard
+        down = Down(reply.head, arrival.send, arrival.server.push)
         if (rewrite := self.uploads.rewriting(outgoing, caller, request)) is not None:
-            answer = RewrittenAnswer(reply, rewrite)
-            down, send = answer.head, answer.send
+            down = RewrittenAnswer(reply, rewrite).down
         try:
-            await relay(self.engine, outgoing, inbound, send, down, self.patience, exchange, account, guard)
+            await relay(self.engine, outgoing, inbound, down, self.patience, exchange, account, self.key_guard)
         finally:
             await account.close()
             self.settler.closed(grant.entry_id)

@@ -89,6 +89,7 @@ ALWAYS_DOWN_FILE: Headers = [(b"vary", b"origin"), *ALWAYS_DOWN[2:]]
 
 _CONNECTION = frozenset([b"connection", b"proxy-connection"])
 _NOTHING: frozenset[bytes] = frozenset()
+_OF_THE_CONNECTION = frozenset([b"keep-alive", b"close"])  # what nearly all of these fields say, and names nothing else
 
 # Every script type of MIME Sniffing §4.6 holds one of the four; a page in parts may hold any document.
 _ACTIVE = ("html", "svg", "xsl", "javascript", "ecmascript", "jscript", "livescript", "text/css", "x-mixed-replace")
@@ -122,7 +123,7 @@ def to_upstream(headers: Headers, *, optional: Collection[bytes]) -> Headers:
             if name == b"x-fal-queue-priority" and pair[1] not in (b"normal", b"low"):
                 continue
             passed.append(pair)
-        elif name in _CONNECTION:
+        elif name in _CONNECTION and pair[1] not in _OF_THE_CONNECTION:
             nominates = True
     return _without(passed, nominated(headers)) if nominates else passed
 
@@ -150,7 +151,7 @@ def to_downstream(headers: Headers) -> Headers:
     for pair in headers:
         name, value = pair
         if not (name in DOWN or name.startswith(b"x-fal-")) or name in NEVER_DOWN:
-            nominates = nominates or name in _CONNECTION
+            nominates = nominates or (name in _CONNECTION and value not in _OF_THE_CONNECTION)
         elif name == b"content-type" and is_active(value):
             # Nothing of upstream's may run on the origin of the app that embeds us, in a tag of the app's own either.
             parameters = b"" if b"," in value else value[len(media_type(value)) :]

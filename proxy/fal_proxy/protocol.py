@@ -215,12 +215,12 @@ class HttpProtocol(HttpToolsProtocol):
             return
         scope = self.scope
         describe(scope, self.parser.get_method(), self.url, version)
-        on_departure = self._departure.listen
-        own: dict[object, object] = {"raw_target": self.url, "reset": self.cut, "on_departure": on_departure}
-        scope["extensions"] = {EXTENSION: own}
         keep_alive = version == "1.1" and self.parser.should_keep_alive()
         expects, done = self.expect_100_continue, self.on_response_complete
         self.cycle = Cycle(scope, self.transport, self.flow, self.loop, expects, keep_alive, done)
+        own: dict[object, object] = {"raw_target": self.url, "reset": self.cut}
+        own["on_departure"], own["push"] = self._departure.listen, self.cycle.push
+        scope["extensions"] = {EXTENSION: own}
         self._start_asgi_task(self.cycle, self.app)
 
     def on_body(self, body: bytes) -> None:

@@ -31,6 +31,7 @@ from fal_proxy.policy.origin import judge_cross_site
 from fal_proxy.policy.plans import closed_plan
 from fal_proxy.policy.target import resolve_file
 from fal_proxy.policy.uploads import SNIFFED_BYTES, UNTYPED, essence, harmless_name, judge_first_bytes
+from fal_proxy.relay.answering import Down
 from fal_proxy.relay.http import Outgoing, refusal_for, relay
 from fal_proxy.relay.inbound import Inbound
 from fal_proxy.settings import Storage as StorageSettings
@@ -184,7 +185,7 @@ class Storage:
         """Judge the bytes as far as they can be known before anything is dialled."""
         if step == _COMPLETE:
             inbound = Inbound(
-                arrival.receive, COMPLETE_BYTES, arrival.announced, arrival.on_departure, "a list of parts"
+                arrival.receive, COMPLETE_BYTES, arrival.announced, arrival.server.on_departure, "a list of parts"
             )
             return Begun(inbound, await inbound.read_first(COMPLETE_BYTES))
         request, size = arrival.request, arrival.announced
@@ -192,7 +193,7 @@ class Storage:
         if request.one(b"content-length") is None or size is None:
             raise Refusal("length_required", "an upload needs a Content-Length")
         self.uploaded.count(upload.id, step, size, upload.max_bytes)
-        inbound = Inbound(arrival.receive, size, size, arrival.on_departure, "storage.max_upload_bytes")
+        inbound = Inbound(arrival.receive, size, size, arrival.server.on_departure, "storage.max_upload_bytes")
         first = await inbound.read_first(SNIFFED_BYTES)
         judge_first_bytes(upload.content_type, first, begins=step in ("", "1"))
         return Begun(inbound, first)
@@ -221,12 +222,9 @@ class Storage:
         origin, path_and_query = gateway.route.to(target.host, target.path_and_query)
         method, headers = arrival.request.method.encode("ascii"), [ACCEPT_PLAIN, CLIENT_PROXY, *passed]
         outgoing = Outgoing(method, origin, path_and_query, headers, target, arrival.announced, begun.first)
-        down, send = reply.head, arrival.send
-        if rewrite is not None:
-            answer = RewrittenAnswer(reply, rewrite)
-            down, send = answer.head, answer.send
+        down = Down(reply.head, arrival.send) if rewrite is None else RewrittenAnswer(reply, rewrite).down
         patience, guard = gateway.patience, gateway.key_guard
-        await relay(gateway.engine, outgoing, begun.inbound, send, down, patience, reply.exchange, watched, guard)
+        await relay(gateway.engine, outgoing, begun.inbound, down, patience, reply.exchange, watched, guard)
 
     async def _read(self, arrival: Arrival, target: Target) -> None:
         """Carry a file down."""
@@ -240,11 +238,9 @@ class Storage:
             passed.append(ACCEPT_PLAIN)
         origin, path_and_query = gateway.route.to(target.host, target.path_and_query)
         outgoing = Outgoing(request.method.encode("ascii"), origin, path_and_query, [*passed, CLIENT_PROXY], target, 0)
-        inbound = Inbound(arrival.receive, 0, arrival.announced, arrival.on_departure)
-        patience, guard, send = gateway.patience, gateway.key_guard, arrival.send
-        await relay(
-            gateway.engine, outgoing, inbound, send, reply.file_head, patience, reply.exchange, _Watched(), guard
-        )
+        inbound = Inbound(arrival.receive, 0, arrival.announced, arrival.server.on_departure)
+        down, patience, guard = Down(reply.file_head, arrival.send), gateway.patience, gateway.key_guard
+        await relay(gateway.engine, outgoing, inbound, down, patience, reply.exchange, _Watched(), guard)
 
     async def _point_at(self, arrival: Arrival, target: Target) -> None:
         """Say where the file is, which Python's client takes the address of its parts for. Browsers do not need that."""

@@ -21,6 +21,7 @@ from fal_proxy.headers import Headers
 from fal_proxy.identity.capability import Bearer, Seals, Upload
 from fal_proxy.policy.origin import Site
 from fal_proxy.policy.uploads import MAX_INITIATE_BYTES, UNTYPED, UploadRules
+from fal_proxy.relay.answering import Down
 from fal_proxy.relay.http import Outgoing
 from fal_proxy.relay.inbound import Inbound, Message
 from fal_proxy.reply import Reply
@@ -168,6 +169,7 @@ class RewrittenAnswer:
     """The way down of an answer that is read whole and goes down changed."""
 
     def __init__(self, reply: Reply, rewrite: Rewrite) -> None:
+        self.down = Down(self.head, self.send)
         self._reply = reply
         self._rewrite = rewrite
         self._status = 0

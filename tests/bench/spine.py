@@ -37,8 +37,9 @@ from fal_proxy.server import Listener, bind, serve
 from fal_proxy.telemetry.access import AccessLog
 from fal_proxy.telemetry.lines import LineWriter
 from fal_proxy.telemetry.metrics import _Exchanges
+from fal_proxy.upstream.call import Call
 from fal_proxy.upstream.connection import Connection
-from fal_proxy.upstream.engine import Call, Engine
+from fal_proxy.upstream.engine import Engine
 from fal_proxy.upstream.keys import KeyPool
 
 REPORT = Path("spine.json")

@@ -10,8 +10,9 @@ from collections.abc import Callable, Coroutine
 import pytest
 
 from fal_proxy.errors import ClientGone
+from fal_proxy.upstream.call import Call
 from fal_proxy.upstream.dial import Address, Dialer, Origin
-from fal_proxy.upstream.engine import Call, Engine
+from fal_proxy.upstream.engine import Engine
 from support.peers import OK, PATIENCE, Peer, Serve, exchange, turns
 
 MakeEngine = Callable[..., Engine]

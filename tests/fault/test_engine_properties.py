@@ -15,9 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fal_proxy.errors import UpstreamError
+from fal_proxy.upstream.call import Call
 from fal_proxy.upstream.connection import Connection
 from fal_proxy.upstream.dial import Origin
-from fal_proxy.upstream.engine import Call
 from support.answers import EDITS, Edits, Made, answers, edited
 
 ORIGIN = Origin("http", "fal.test", 80, trusted=True)

@@ -8,7 +8,7 @@ import pytest
 
 from fal_proxy.errors import UpstreamTimeout
 from fal_proxy.headers import Headers
-from fal_proxy.upstream import engine as engine_module
+from fal_proxy.upstream import call as call_module
 from fal_proxy.upstream.connection import HIGH_WATER_BYTES
 from fal_proxy.upstream.engine import Engine
 from support.peers import OK, PATIENCE, Peer, Serve
@@ -148,7 +148,7 @@ async def test_an_upstream_that_does_not_read_pauses_the_writer_and_times_out(
         await peer.read_head()
         await asyncio.Event().wait()
 
-    monkeypatch.setattr(engine_module, "WRITE_SECONDS", 0.1)
+    monkeypatch.setattr(call_module, "WRITE_SECONDS", 0.1)
     call = await engine.open(serve(script).origin)
     call.start(b"POST", b"/", [], length=None)
 

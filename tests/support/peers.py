@@ -21,8 +21,9 @@ import uvloop
 
 from fal_proxy.errors import UpstreamError
 from fal_proxy.upstream.answer import Head
+from fal_proxy.upstream.call import Call
 from fal_proxy.upstream.dial import Dialer, Origin
-from fal_proxy.upstream.engine import Call, Engine
+from fal_proxy.upstream.engine import Engine
 
 PATIENCE = 2.0  # what no passing test ever waits for
 OK = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"

@@ -12,9 +12,10 @@ import pytest
 from fal_proxy.app import create_app
 from fal_proxy.environment import Secret, signing_secrets
 from fal_proxy.loading import Finding
+from fal_proxy.upstream.call import Call
 from fal_proxy.upstream.connection import Connection
 from fal_proxy.upstream.dial import Dialer, Origin
-from fal_proxy.upstream.engine import Call, Engine
+from fal_proxy.upstream.engine import Engine
 from support.proxied import FAL_KEY, FAL_KEY_ID, FAL_KEY_SECRET, SIGNING_SECRET, open_settings
 
 

@@ -10,8 +10,8 @@ from collections.abc import Callable
 import pytest
 
 from fal_proxy.relay import http as relay_http
+from fal_proxy.upstream.call import Call
 from fal_proxy.upstream.dial import Dialer, Origin
-from fal_proxy.upstream.engine import Call
 from support.peers import Peer, Serve
 from support.proxied import MOUNT, StartProxy
 from support.raw import RawClient, raw_client, request

@@ -93,3 +93,31 @@ async def test_other_content_types_are_not_held_back_by_a_single_byte(serve: Ser
         assert await asyncio.wait_for(client.read_chunk(), 5) == b"abc\xf0"
         go_on.set()
         assert (await client.read_chunk(), await client.read_chunk()) == (b"\x9f", b"")
+
+
+async def test_events_that_nobody_reads_hold_upstream_back_and_none_is_lost(serve: Serve, start: StartProxy) -> None:
+    count, said = 200_000, 0
+
+    async def script(peer: Peer) -> None:
+        nonlocal said
+        await read_request(peer)
+        await peer.send(HEAD)
+        for number in range(0, count, 100):
+            await peer.send(b"".join(_chunk(b"data: %064d\n\n" % (number + each)) for each in range(100)))
+            said = number + 100
+        await peer.send(b"0\r\n\r\n")
+
+    proxy = await start(serve(script))
+    async with raw_client(proxy.port) as client:
+        await client.send(request("POST", STREAM, proxy.bearer, b"{}"))
+        await client.read_head()
+        async with asyncio.timeout(20):
+            before = -1
+            while said != before:  # until upstream could not go on for a while
+                before = said
+                await asyncio.sleep(0.3)
+        assert said < count, "upstream waits for the caller"
+        pieces = []
+        while piece := await asyncio.wait_for(client.read_chunk(), 20):
+            pieces.append(piece)
+    assert b"".join(pieces) == b"".join(b"data: %064d\n\n" % number for number in range(count))

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import re
 from typing import TYPE_CHECKING, cast
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
 MAX_WAITING_BYTES = 256 * 1024  # of a request, and one read of the socket more, before we read no further
 PIECE_BYTES = 128 * 1024  # of a long piece of the answer; the next one goes when the caller has taken this
 _FRAMING = frozenset([b"content-length", b"transfer-encoding", b"connection"])
-_CONTROLS = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
+_CONTROLS = bytes([*range(0x09), *range(0x0A, 0x20), 0x7F])  # all but the tab
 _log = logging.getLogger("uvicorn.error")
 
 
@@ -93,6 +92,13 @@ class Cycle(RequestResponseCycle):
         else:
             raise RuntimeError(f"{message['type']} out of its order")
 
+    def push(self, body: bytes) -> bool:
+        """Write a piece of the body now, as `send` would; return whether another may follow without waiting for `send`."""
+        if self.disconnected or self.response_complete or not self.response_started:
+            return False
+        self._write(self._framed(body))
+        return not self.flow.write_paused
+
     def _begin(self, message: HTTPResponseStartEvent) -> None:
         self.response_started = True
         self.waiting_for_100_continue = False
@@ -111,7 +117,8 @@ class Cycle(RequestResponseCycle):
         lines.append(b"\r\n")
         head = b"".join(lines)
         count = len(lines)
-        if head.count(b"\n") != count or head.count(b"\r") != count or _CONTROLS.search(head):
+        # Two a line, and these are its end.
+        if len(head) - len(head.translate(None, _CONTROLS)) != 2 * count or head.count(b"\r\n") != count:
             raise RuntimeError("a field of the answer holds a control character")
         self._head = head
         self._loop.call_soon(self.flush)

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from fal_proxy.errors import FalProxyError, Refusal, UpstreamError
 from fal_proxy.exchange import Exchange, Kind
 from fal_proxy.headers import Headers
 from fal_proxy.relay.events import WholeCharacters, is_event_stream
-from fal_proxy.relay.guard import KeyGuard, watched
-from fal_proxy.relay.inbound import Send
+from fal_proxy.relay.guard import KeyGuard, Watch, watched
+from fal_proxy.relay.inbound import Push, Send
 from fal_proxy.relay.rewrite import PointedBack, point_back
 from fal_proxy.relay.whole import Whole
 from fal_proxy.upstream.answer import Head
-from fal_proxy.upstream.engine import Call
+from fal_proxy.upstream.call import Call
 
+PUSHED_BYTES = 16 * 1024  # a longer piece of a stream waits until the caller has taken what was before it
 _WATCHED = frozenset([Kind.STATUS, Kind.STATUS_STREAM, Kind.CANCEL])  # the books learn from what passes
 
 
@@ -25,6 +26,17 @@ class Reset(FalProxyError):
 
 
 Respond = Callable[[int, Headers], Awaitable[None]]
+
+
+class Down(NamedTuple):
+    """The way down: what sends the head together with everything that we add to it, then the body.
+
+    `push` is there where the server can write a piece without being awaited.
+    """
+
+    respond: Respond
+    send: Send
+    push: Push | None = None
 
 
 class Books(Protocol):
@@ -44,8 +56,7 @@ async def answer(
     call: Call,
     head: Head,
     whole: Whole,
-    send: Send,
-    respond: Respond,
+    down: Down,
     idle_seconds: float,
     exchange: Exchange,
     books: Books,
@@ -65,23 +76,30 @@ async def answer(
 
     async def pass_on(data: bytes, *, more: bool = True) -> None:
         exchange.bytes_down += len(data)
-        await send({"type": "http.response.body", "body": data, "more_body": more})
+        await down.send({"type": "http.response.body", "body": data, "more_body": more})
 
     if whole.ended:
         body = whole.body if queue_base is None else point_back(whole.body, queue_base)
-        await respond(head.status, fields if bodiless else [*fields, (b"content-length", b"%d" % len(body))])
+        await down.respond(head.status, fields if bodiless else [*fields, (b"content-length", b"%d" % len(body))])
         await pass_on(body, more=False)
         return
-    await respond(head.status, fields)
-    tells = exchange.kind in _WATCHED
+    await down.respond(head.status, fields)
+    tells, watch = exchange.kind in _WATCHED, guard.watch()
+    push = None if tells or not isinstance(shape, WholeCharacters) else _pusher(down.push, watch, shape, exchange)
+    first = whole.body
     try:
-        async with aclosing(watched(whole.body, lambda: call.read(idle_seconds), guard.watch())) as pieces:
-            async for data in pieces:
-                if tells:
-                    await books.passing(data)
-                if shape is not None and not (data := shape.feed(data)):
-                    continue
-                await pass_on(data)
+        while True:
+            reading = watched(first, lambda: call.read(idle_seconds), watch, until_clear=push is not None)
+            async with aclosing(reading) as pieces:
+                async for data in pieces:
+                    if tells:
+                        await books.passing(data)
+                    if shape is not None and not (data := shape.feed(data)):
+                        continue
+                    await pass_on(data)
+            if push is None or await call.forward(push, PUSHED_BYTES, idle_seconds):
+                break
+            first = b""
     except (UpstreamError, Refusal) as error:  # a Refusal: the body that was still going up broke its cap
         if shape is not None and (rest := shape.rest()):
             await pass_on(rest)
@@ -91,3 +109,17 @@ async def answer(
         exchange.answered_seconds = exchange.elapsed_seconds
     await books.ended()
     await pass_on(shape.rest() if shape is not None else b"", more=False)
+
+
+def _pusher(push: Push | None, watch: Watch, shape: WholeCharacters, exchange: Exchange) -> Push | None:
+    """Return what takes an event the shortest way, in the call that it came with; None where the server cannot."""
+    if push is None:
+        return None
+
+    def pass_at_once(data: bytes) -> bool:
+        if passed := shape.feed(watch.feed(data)):
+            exchange.bytes_down += len(passed)
+            return push(passed) and not watch.held
+        return not watch.held
+
+    return pass_at_once

@@ -196,24 +196,30 @@ class Watch:
         return held
 
 
-async def watched(first: bytes, read: Callable[[], Awaitable[bytes]], watch: Watch) -> AsyncGenerator[bytes]:
-    """Yield what may go down of `first` and of what `read` returns until it returns b"".
+async def watched(
+    first: bytes, read: Callable[[], Awaitable[bytes]], watch: Watch, *, until_clear: bool = False
+) -> AsyncGenerator[bytes]:
+    """Yield what may go down of `first` and of what `read` returns until it returns b"", or until nothing is held back.
 
     Raises what `read` and the watch raise; what was read before a failure of `read` comes out before the failure does.
     """
-    data, held_until = first, 0.0
+    loop = asyncio.get_running_loop()
+    data, held_until = first, loop.time() + HOLD_SECONDS
     while True:
-        if data and (passed := watch.feed(data)):
-            yield passed
-        if len(watch.held) <= len(data):  # else some of it waited for this piece already
-            held_until = asyncio.get_running_loop().time() + HOLD_SECONDS
+        if data:
+            if passed := watch.feed(data):
+                yield passed
+            if until_clear and not watch.held:
+                return
+            if len(watch.held) <= len(data):  # else some of it waited for this piece already
+                held_until = loop.time() + HOLD_SECONDS
         try:
             if not watch.held:
                 data = await read()
             else:
                 reading = asyncio.ensure_future(read())
                 try:
-                    await asyncio.wait([reading], timeout=held_until - asyncio.get_running_loop().time())
+                    await asyncio.wait([reading], timeout=held_until - loop.time())
                     if not reading.done():
                         yield watch.release()
                     data = await reading

@@ -30,13 +30,14 @@ from msgspec.structs import replace
 from fal_proxy.errors import ClientGone, Refusal, UpstreamCut, UpstreamError, UpstreamInvalid
 from fal_proxy.exchange import Exchange, Kind, Target, Traits
 from fal_proxy.headers import UNITS_FIELD, Headers, billable_units
-from fal_proxy.relay.answering import Books, Respond, answer
+from fal_proxy.relay.answering import Books, Down, answer
 from fal_proxy.relay.guard import KeyGuard
-from fal_proxy.relay.inbound import Inbound, Send
+from fal_proxy.relay.inbound import Inbound
 from fal_proxy.relay.whole import read_whole
 from fal_proxy.upstream.answer import Head
+from fal_proxy.upstream.call import Call
 from fal_proxy.upstream.dial import Origin
-from fal_proxy.upstream.engine import Call, Engine
+from fal_proxy.upstream.engine import Engine
 from fal_proxy.upstream.keys import Key
 
 JSON_WHOLE_BYTES = 256 * 1024
@@ -89,8 +90,7 @@ async def relay(
     engine: Engine,
     outgoing: Outgoing,
     inbound: Inbound,
-    send: Send,
-    respond: Respond,
+    down: Down,
     patience: Patience,
     exchange: Exchange,
     books: Books,
@@ -98,8 +98,8 @@ async def relay(
 ) -> None:
     """Carry one exchange. Raises Refusal before the head went down, Reset after it, ClientGone for a departed caller.
 
-    `respond` sends the answer's head together with everything that we add to it. What happens upstream is noted in
-    `exchange`; `books` learn what answers say before they go down, even if nobody waits for them any more.
+    What happens upstream is noted in `exchange`; `books` learn what answers say before they go down, even if nobody
+    waits for them any more.
     """
     kind = outgoing.target.kind
     first = await _first_bytes(outgoing, inbound)
@@ -124,7 +124,7 @@ async def relay(
             raise refusal_for(error, kind.traits) from error
         if inbound.gone:
             raise ClientGone
-        await answer(call, head, whole, send, respond, patience.body_idle_seconds, exchange, books, guard, base)
+        await answer(call, head, whole, down, patience.body_idle_seconds, exchange, books, guard, base)
     finally:
         upload.close()
 

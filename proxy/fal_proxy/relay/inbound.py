@@ -5,14 +5,25 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from fal_proxy.errors import ClientGone, Refusal
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
+Push = Callable[[bytes], bool]  # writes a piece of the answer's body now; says whether the next one may come as fast
 OnDeparture = Callable[[Callable[[], None]], None]  # registers what to call when the caller leaves
+
+
+class OurServer(NamedTuple):
+    """What our own server can do beyond ASGI."""
+
+    on_departure: OnDeparture | None = None
+    push: Push | None = None
+
+
+NOT_OURS = OurServer()
 
 # How far the watcher reads ahead of a slow upstream, so that a departure behind these bytes is still seen.
 LOOKAHEAD_BYTES = 256 * 1024

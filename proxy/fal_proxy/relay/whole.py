@@ -9,7 +9,7 @@ from fal_proxy.exchange import Kind
 from fal_proxy.headers import media_type
 from fal_proxy.relay.events import is_event_stream
 from fal_proxy.upstream.answer import Head
-from fal_proxy.upstream.engine import Call
+from fal_proxy.upstream.call import Call
 
 RUN_WHOLE_BYTES = 1024 * 1024
 ANSWER_WHOLE_BYTES = 1024 * 1024

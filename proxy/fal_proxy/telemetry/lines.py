@@ -14,7 +14,7 @@ from typing import Protocol
 
 MAX_WAITING = 10_000
 FLUSH_SECONDS = 1.0
-GATHER_SECONDS = 0.02
+GATHER_SECONDS = 0.1
 
 _log = logging.getLogger("fal_proxy")
 

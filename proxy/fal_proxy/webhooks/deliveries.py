@@ -23,8 +23,9 @@ from fal_proxy.exchange import Attempt
 from fal_proxy.policy.webhooks import aim
 from fal_proxy.stores.mailbox import Delivery, Mailbox, Notice, host_of
 from fal_proxy.telemetry.metrics import Metrics
+from fal_proxy.upstream.call import Call
 from fal_proxy.upstream.dial import Dialer, Route
-from fal_proxy.upstream.engine import Call, Engine
+from fal_proxy.upstream.engine import Engine
 from fal_proxy.upstream.pool import Pool
 from fal_proxy.webhooks.signing import Signer
 

@@ -57,7 +57,7 @@ class Events:
             raise Refusal("not_found", "events are at /events")
         await gateway.judge_ordinary(request, caller, arrival.accepted)
         wake = asyncio.Event()
-        inbound = Inbound(arrival.receive, 0, arrival.announced, arrival.on_departure)
+        inbound = Inbound(arrival.receive, 0, arrival.announced, arrival.server.on_departure)
         inbound.complete = True
         with self._open(caller, wake):
             last = await self._begin_after(request, caller.proves)

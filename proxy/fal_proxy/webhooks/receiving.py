@@ -112,7 +112,7 @@ class Receiving:
 
     async def _read_body(self, arrival: Arrival, signed: Signed) -> tuple[Told, bytes]:
         most = self.gateway.max_body_bytes
-        inbound = Inbound(arrival.receive, most, arrival.announced, arrival.on_departure)
+        inbound = Inbound(arrival.receive, most, arrival.announced, arrival.server.on_departure)
         try:
             body = await inbound.read_first(most)
         except Refusal as refusal:

@@ -21,26 +21,17 @@ CHECKS = [
 TYPES = ["mypy"]  # half a minute without its cache, on one core: beside the tests
 # One more than cores: half of the suite waits for other processes. A file stays together, for the fixtures that it shares.
 PARALLEL = ["--numprocesses", "3", "--dist", "loadfile", "--no-loadscope-reorder"]
-# The files that take ten seconds or more, longest first: tests/conftest.py begins with them, or the last of them would run
-# alone. Behind them come those of most tests.
+TOGETHER = ("browser", "deploy")  # folders that stay together too: one Chromium, one deployment behind each front
+# What takes ten seconds or more, longest first: tests/conftest.py begins with it, or the last of it would run alone. Behind
+# it come the files of most tests.
 LONGEST = (
-    "browser/test_admin_page.py",
-    "browser/test_page.py",
-    "browser/test_page_manners.py",
-    "browser/test_page_pictures.py",
+    *TOGETHER,
     "client/test_client_realtime.py",
-    "deploy/test_failover.py",
     "client/test_clients_of_every_age.py",
-    "browser/test_cross_site.py",
-    "browser/test_dev_attacks.py",
     "fault/test_delivery_crash.py",
-    "fault/test_soaks.py",
-    "browser/test_stored_scripts.py",
-    "browser/test_names.py",
-    "browser/test_second_origin.py",
     "fault/test_webhook_crash.py",
-    "deploy/test_image.py",
     "wire/test_slow_clients.py",
+    "fault/test_soaks.py",
     "unit/test_rewrite.py",
     "fault/test_redis_outages.py",
     "client/test_python_client.py",

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import MutableMapping
 from typing import Any
 
+from fal_proxy.errors import Refusal
 from fal_proxy.exchange import Request
 from fal_proxy.relay.inbound import Message, Send
 
-# What our own server adds to the scope; other servers lack it and we do without.
+# What our own server adds to the scope, and finds in the state of our lifespan; other servers lack it and we do without.
 EXTENSION = "fal_proxy"
 
 Scope = MutableMapping[str, Any]
@@ -32,6 +33,12 @@ def read_request(scope: Scope) -> Request:
     scheme = {"ws": "http", "wss": "https"}.get(scope["scheme"]) or str(scope["scheme"])
     peer = client[0] if client else ""
     return Request(scope.get("method", "GET"), path, query, list(scope["headers"]), peer, scheme, scope)
+
+
+def refused_by_server(request: Request) -> Refusal | None:
+    """Return what our own server has answered already, because the rest of the request could not be read."""
+    refused: Refusal | None = request.scope.get("extensions", {}).get(EXTENSION, {}).get("refused")
+    return refused
 
 
 def closing_instead(send: Send) -> Send:

@@ -22,12 +22,13 @@ from fal_proxy.demo.playground import open_playground
 from fal_proxy.downstream.websocket import SocketProtocol
 from fal_proxy.environment import SECRET_VARIABLES, Secret, captured, secret_in_url, shared_secrets
 from fal_proxy.errors import Misconfigured
+from fal_proxy.hangup import Hangup
 from fal_proxy.hardening import forbid_core_dumps, forget_variables
 from fal_proxy.identity import key as user_keys
 from fal_proxy.platform_api import reconciliation
 from fal_proxy.platform_api.live import ask_fal
 from fal_proxy.refusing import EXIT_MISCONFIGURED, refusing
-from fal_proxy.server import ADMIN_CONNECTIONS, Drain, Listener, bind
+from fal_proxy.server import ADMIN_CONNECTIONS, LAST_CALLS_SECONDS, Drain, Listener, bind
 from fal_proxy.server import serve as run_server
 from fal_proxy.settings import Settings, config_path
 from fal_proxy.telemetry.lines import LineWriter
@@ -61,6 +62,7 @@ def main() -> None:
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     for handler in logging.getLogger().handlers:
         handler.addFilter(_mask)
+    logging.getLogger("fal_proxy.reload").setLevel(logging.INFO)  # whoever changes settings waits for an answer
 
 
 @main.command()
@@ -71,6 +73,7 @@ def main() -> None:
 @refusing
 def serve(config: str | None, host: str | None, port: int | None, reuse_port: bool) -> None:
     """Serve with file and environment as configured; refuses to start while anything is open by mistake."""
+    hangup = Hangup()
     environ = captured()
     forbid_core_dumps()
     report = checks.examine(None, config, environ)
@@ -78,9 +81,10 @@ def serve(config: str | None, host: str | None, port: int | None, reuse_port: bo
         if finding.level == "warning":
             click.echo(f"fal-proxy: warning: {finding.path}: {finding.message}", err=True)
     app = create_app(config=config, environ=environ)
-    _mask_secrets(app, [*shared_secrets(environ), *secret_in_url(report.settings.state.url)])
+    app.follow_file(hangup)
+    _mask_secrets(app, [*shared_secrets(environ), *secret_in_url(app.settings.state.url)])
     forget_variables(SECRET_VARIABLES)
-    server = report.settings.server
+    server = app.settings.server
     sock = bind(host or server.host, server.port if port is None else port, reuse_port=reuse_port)
     listener = Listener(
         app,
@@ -88,9 +92,9 @@ def serve(config: str | None, host: str | None, port: int | None, reuse_port: bo
         websockets=SocketProtocol,
         max_message_bytes=app.max_message_bytes,
         lifecycle=app.lifecycle,
-        trusted_proxies=server.trusted_proxies,
+        trusts=app.trusts,
     )
-    admin = _admin_listener(report.settings, app)
+    admin = _admin_listener(app.settings, app)
     lines = _access_lines(app)
 
     def announce() -> None:
@@ -99,7 +103,12 @@ def serve(config: str | None, host: str | None, port: int | None, reuse_port: bo
             click.echo(f"fal-proxy: metrics on {admin.url}/metrics, the admin page on {admin.url}/", err=True)
         lines.start()
 
-    run_server(listener, announce, beside=admin, drain=Drain(server.drain_seconds, server.drain_notice_seconds))
+    def drain() -> Drain:
+        server = app.settings.server
+        return Drain(server.drain_seconds, server.drain_notice_seconds, LAST_CALLS_SECONDS)
+
+    run_server(listener, announce, beside=admin, drain=drain)
+    hangup.ignore()
 
 
 @main.command()

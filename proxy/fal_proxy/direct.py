@@ -13,8 +13,9 @@ from typing import NamedTuple
 import msgspec
 from msgspec.structs import replace
 
-from fal_proxy.admission.gate import Gate, unknown
+from fal_proxy.admission.gate import Gate
 from fal_proxy.admission.leases import SESSION_APP, Lease, added, session_name, token_name
+from fal_proxy.admission.refusals import unknown
 from fal_proxy.errors import Refusal
 from fal_proxy.exchange import Caller, Kind, Target
 from fal_proxy.policy import sessions, tokens

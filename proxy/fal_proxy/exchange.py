@@ -124,6 +124,15 @@ def shown_of(caller_id: str) -> str:
     return blake2s(caller_id.encode(), digest_size=6).hexdigest()
 
 
+class Payer(NamedTuple):
+    """Who pays for a reservation, and for what, as lines and metrics may say it; kept with it, for whoever settles it."""
+
+    plan: str = ""
+    caller: str = ""  # as shown
+    source: str = ""
+    endpoint_id: str = ""
+
+
 class Addressed(msgspec.Struct, frozen=True, gc=False):
     """How a request names its target: the raw bytes, and which of the two spellings carried them."""
 
@@ -200,6 +209,14 @@ class Attempt(enum.Enum):
     GIVEN_UP = "given_up"
 
 
+class Reload(enum.Enum):
+    """What became of settings that were read anew."""
+
+    APPLIED = "applied"
+    UNCHANGED = "unchanged"
+    REFUSED = "refused"  # those before them stay in force
+
+
 class Ending(enum.Enum):
     """How the caller's answer ended."""
 
@@ -237,9 +254,10 @@ class Exchange(msgspec.Struct, eq=False):
     trace: Trace | None = None  # without tracing, or of what is not sampled
 
     caller: Caller | None = None
-    plan: str | None = None  # its name; metrics count only those of the settings
+    plan: str | None = None  # its name; metrics name only those of the settings
     preflight: bool = False
     settled: bool = False  # by the settler
+    payer: Payer | None = None  # of what was settled: there is no caller
     kind: Kind | None = None
     endpoint_id: str = ""
     request_id: str = ""  # fal's: of the job that is asked about, or of the answer
@@ -279,6 +297,16 @@ class Exchange(msgspec.Struct, eq=False):
         if self.settled:
             return SETTLED
         return PREFLIGHT if self.preflight else NO_KIND
+
+    def left(self, answered: Refusal | None, *, cut: bool) -> None:
+        """Note that nobody waits for an answer: the server has `answered`, or `cut` the connection, or the caller left."""
+        if answered is not None:
+            self.status = answered.status
+            self.refused(answered)
+        elif cut:
+            self.ending, self.reason = Ending.CUT, "the proxy ended"
+        else:
+            self.ending = Ending.CLIENT_GONE
 
     def refused(self, refusal: Refusal, ending: Ending = Ending.REFUSED) -> None:
         """Note that an error of ours answers."""

@@ -23,6 +23,7 @@ from fal_proxy.admission.accounts import Account
 from fal_proxy.admission.gate import Gate, Grant
 from fal_proxy.admission.leases import Lease, LeaseAccount
 from fal_proxy.admission.settler import Settler
+from fal_proxy.asgi import refused_by_server
 from fal_proxy.callbacks import Callbacks
 from fal_proxy.direct import KINDS, Direct
 from fal_proxy.errors import ClientGone, Refusal
@@ -125,9 +126,7 @@ class Gateway:
             exchange.refused(refusal)
             await reply.refuse(refusal)
         except ClientGone:
-            exchange.ending = Ending.CLIENT_GONE
-            if self.lifecycle.stage is Stage.CUTTING:
-                exchange.ending, exchange.reason = Ending.CUT, "the proxy ended"
+            exchange.left(refused_by_server(request), cut=self.lifecycle.stage is Stage.CUTTING)
         except (Reset, asyncio.CancelledError) as cut:
             exchange.ending, exchange.reason = Ending.CUT, str(cut)
             raise

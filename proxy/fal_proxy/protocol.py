@@ -8,96 +8,39 @@ reset the connection, and how to be told that the caller has left, even behind b
 
 from __future__ import annotations
 
-import asyncio
 import functools
-from typing import Any, cast
+from typing import Any
 
 import httptools
-from uvicorn.config import Config
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
-from uvicorn.server import ServerState
 
 from fal_proxy.asgi import EXTENSION
+from fal_proxy.downstream.connection import Connection
 from fal_proxy.downstream.cycle import Cycle
-from fal_proxy.downstream.deadlines import Deadlines, Overdue, Phase, Sweep
-from fal_proxy.downstream.faults import FRAMING, NOT_HTTP, TOO_LARGE, TOO_SLOW, Fault
-from fal_proxy.downstream.flow import Departure, Flow, Outlet
+from fal_proxy.downstream.deadlines import Phase
+from fal_proxy.downstream.faults import FRAMING, NOT_HTTP, TOO_LARGE, Fault
 from fal_proxy.downstream.framing import MAX_HEAD_BYTES, BehindChunkedBody, Head
 from fal_proxy.downstream.heads import describe, judge_framing, judge_head
-from fal_proxy.downstream.peers import Peers, Place
 from fal_proxy.downstream.websocket import SocketProtocol, take_over
+from fal_proxy.lifecycle import Stage
+
+_SERVING = Stage.SERVING  # looked up once: an enum's members are slow to find
 
 
-class HttpProtocol(HttpToolsProtocol):
-    """One connection of a caller; `peers` and `sweep` are its server's."""
+class HttpProtocol(Connection):
+    """One connection of a caller, as it is read."""
 
-    flow: Flow
-    cycle: Cycle
-
-    def __init__(
-        self,
-        config: Config,
-        server_state: ServerState,
-        app_state: dict[str, Any],
-        _loop: asyncio.AbstractEventLoop | None = None,
-        *,
-        peers: Peers,
-        sweep: Sweep,
-    ) -> None:
-        super().__init__(config, server_state, app_state, _loop)
-        self._peers, self._sweep = peers, sweep
-        self._place: Place | None = None
-        self._deadlines = Deadlines()
-        self._departure = Departure()
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
         self._held = bytearray()  # bytes behind a request that is not answered yet
-        self._behind = False  # what is read now may be meant as more of a request before it
         self._answered_early = False  # the last request, before its body was whole
         self._head = Head()
-        self._head_done = False
         self._message_done = True
         self._left: int | None = 0  # of a body; None: chunked
         self._skipped = False  # the parser has not seen all of the body
         self._overhead_bytes = 0  # of chunk framing since the last byte of the body, and of trailers
         self._fault: Fault | None = None
         self._overran = False  # the parser has begun a request that our cut does not know
-        self._refused = False
         self._successor: SocketProtocol | None = None  # what an upgrade handed the connection to
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # uvicorn's own narrowing
-        """Begin, if there is a place."""
-        super().connection_made(transport)
-        self._outlet = Outlet(transport)
-        self.transport = cast("asyncio.Transport", self._outlet)
-        self.flow = Flow(transport, self.loop)
-        self._place = self._peers.enter(self.client[0] if self.client else None)
-        self._sweep.add(self, self.loop)
-        if self._place is None:
-            self.cut()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """End, and tell whoever works for this caller."""
-        self._sweep.discard(self)
-        if self._place is not None:
-            self._place.release()
-        self._refused = True
-        self.flow.stop_looking()
-        super().connection_lost(exc)
-        self._departure.happen()
-
-    def sweep(self, seconds: float) -> None:
-        """Let time pass; called once a second."""
-        unsent = self._outlet.transport.get_write_buffer_size()
-        cycle = self._unanswered
-        waits_for_us = self.flow.read_paused or (cycle is not None and cycle.waiting_for_100_continue)
-        overdue = self._deadlines.look(
-            seconds, willing=not waits_for_us, unsent=unsent, taken=self._outlet.written_bytes - unsent
-        )
-        if overdue is Overdue.RESET:
-            self.cut()
-        elif overdue is Overdue.TIMEOUT:
-            self._refuse(TOO_SLOW)
-        elif overdue is Overdue.CLOSE:
-            self.transport.close()
 
     def data_received(self, data: bytes) -> None:
         """Read on, or keep the bytes until the request before them is answered."""
@@ -215,7 +158,8 @@ class HttpProtocol(HttpToolsProtocol):
             return
         scope = self.scope
         describe(scope, self.parser.get_method(), self.url, version)
-        keep_alive = version == "1.1" and self.parser.should_keep_alive()
+        stays = self._lifecycle.stage is _SERVING
+        keep_alive = stays and version == "1.1" and self.parser.should_keep_alive()
         expects, done = self.expect_100_continue, self.on_response_complete
         self.cycle = Cycle(scope, self.transport, self.flow, self.loop, expects, keep_alive, done)
         own: dict[object, object] = {"raw_target": self.url, "reset": self.cut}
@@ -250,6 +194,12 @@ class HttpProtocol(HttpToolsProtocol):
         self._departure.forget()
         if self.transport.is_closing():
             return
+        if not self.cycle.keep_alive:
+            if self._message_done:
+                self.transport.close()
+            else:
+                self._linger()
+            return
         self.flow.release()
         if not self._message_done:
             self._deadlines.enter(Phase.LEFTOVER)
@@ -259,6 +209,8 @@ class HttpProtocol(HttpToolsProtocol):
             held = bytes(self._held)
             self._held.clear()
             self._read(held, behind=True)
+        elif self._lifecycle.draining:
+            self.dismiss()  # its head had gone before the end was known
 
     def _hand_over(self) -> SocketProtocol:
         """Let a WebSocket go on with this connection, from its first byte."""
@@ -276,40 +228,3 @@ class HttpProtocol(HttpToolsProtocol):
         self.cycle.keep_alive = False
         if self.cycle.response_complete:
             self.transport.close()
-
-    def _refuse(self, fault: Fault) -> None:
-        """Say what is wrong, and end. An answer that has begun is cut: this one would be taken for its end."""
-        if self._refused or self.transport.is_closing():
-            return
-        if (unanswered := self._unanswered) is not None and unanswered.response_started:
-            self.cut()
-            return
-        self._forsake()
-        self._refused = True
-        if self._behind:
-            # Bytes of a request that its sender ends elsewhere than we do: an answer would be one too many.
-            self.transport.close()
-            return
-        self.transport.write(fault.answer())
-        self.flow.release()
-        # Closed at once, a socket with unread bytes in it resets, and the answer may be lost (RFC 9112 §9.6).
-        self.transport.write_eof()
-        self._deadlines.enter(Phase.LINGER)
-
-    def cut(self) -> None:
-        """Reset the connection, so that its caller takes no part for the whole."""
-        self._refused = True
-        if (cycle := self._unanswered) is not None:
-            cycle.flush()
-        self._outlet.reset()
-        self._forsake()
-
-    def _forsake(self) -> None:
-        if (cycle := self._unanswered) is not None:
-            cycle.disconnected = True
-            cycle.message_event.set()
-
-    @property
-    def _unanswered(self) -> Cycle | None:
-        cycle = cast("Cycle | None", self.cycle)
-        return None if cycle is None or cycle.response_complete else cycle

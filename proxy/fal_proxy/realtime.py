@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 from fal_proxy import headers as fields
 from fal_proxy.admission.accounts import Account
+from fal_proxy.admission.gate import Grant
 from fal_proxy.errors import ClientGone, Refusal, UpstreamError, UpstreamInvalid, close_code
 from fal_proxy.exchange import Caller, Ending, Exchange, Kind, Request, Target
 from fal_proxy.gateway import CLIENT_PROXY, Gateway, draining
@@ -81,7 +82,7 @@ class Realtime:
             exchange.kind, exchange.endpoint_id = target.kind, target.endpoint_id
             self._judge_page(ticket, caller, target, request, accepted)
             permit(target, plan, storage_mode=gateway.uploads.mode, realtime_mode=gateway.realtime_mode)
-            if ticket and await gateway.gate.is_spent(ticket.id, self._remembered_seconds):
+            if ticket and await gateway.gate.is_spent(ticket.id, ticket.seconds):
                 raise _spent()
             amount = self._reservation(target, plan.name)
             key = gateway.keys.choose()
@@ -90,7 +91,7 @@ class Realtime:
             account = Account(gateway.gate.store, grant, exchange, caller, target, charge_for, key.id)
             gateway.settler.opened(grant.entry_id)
             try:
-                await self._serve(request, target, caller, ticket, key, amount, receive, send, reply, server)
+                await self._serve(request, target, caller, ticket, key, grant, receive, send, reply, server)
             finally:
                 await account.close()
                 gateway.settler.closed(grant.entry_id)
@@ -160,7 +161,7 @@ class Realtime:
         caller: Caller,
         ticket: Ticket | None,
         key: Key,
-        amount: int,
+        grant: Grant,
         receive: Receive,
         send: Send,
         reply: Reply,
@@ -168,14 +169,12 @@ class Realtime:
     ) -> None:
         """Open both sides, and carry the session."""
         gateway, exchange = self.gateway, reply.exchange
-        upstream = await self._open(request, target, ticket, key, amount, send, reply, server)
+        upstream = await self._open(request, target, ticket, key, send, reply, server)
         if upstream is None:
             return
 
         async def lease() -> None:
-            await gateway.gate.lease(caller, caller.plan, amount)
-            if amount:
-                exchange.cost_microusd = (exchange.cost_microusd or 0) + amount
+            await gateway.gate.lease(caller, caller.plan, grant)
 
         side = server.socket or MessageSide(receive, send)
         session = Session(side, upstream, self.terms, exchange, gateway.key_guard, lease)
@@ -198,7 +197,6 @@ class Realtime:
         target: Target,
         ticket: Ticket | None,
         key: Key,
-        amount: int,
         send: Send,
         reply: Reply,
         server: ServerExtension,
@@ -219,11 +217,10 @@ class Realtime:
         exchange.upstream_status = SWITCHED
         try:
             self._judge_fields(found.headers)
-            if ticket and not await gateway.gate.spend(ticket.id, self._remembered_seconds):
+            if ticket and not await gateway.gate.spend(ticket.id, ticket.seconds):
                 exchange.written = False  # for the account: who is refused by us pays nothing
                 raise _spent()
             exchange.status = SWITCHED
-            exchange.cost_microusd = amount or None
             try:
                 await send({"type": "websocket.accept", "headers": fields.to_handshake(found.headers)})
             except OSError as error:  # what ASGI servers raise once the caller has left
@@ -293,10 +290,6 @@ class Realtime:
             self.gateway.key_guard.judge(body)
         except UpstreamError as error:
             raise refusal_for(error, Kind.REALTIME.traits) from error
-
-    @property
-    def _remembered_seconds(self) -> int:
-        return self.gateway.tickets.seconds if self.gateway.tickets else 0
 
 
 def _abort(dialling: asyncio.Task[Opened | Denied]) -> None:

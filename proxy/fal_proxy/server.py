@@ -21,6 +21,7 @@ import uvloop
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from fal_proxy.allocator import keep_large_blocks_apart
+from fal_proxy.downstream.backlog import is_waiting, turn_away
 from fal_proxy.downstream.deadlines import KEEP_ALIVE_SECONDS, Sweep
 from fal_proxy.downstream.peers import Peers, raise_file_limit
 from fal_proxy.errors import Misconfigured
@@ -31,6 +32,8 @@ from fal_proxy.relay.http import DEPARTED_SECONDS
 BACKLOG = 2048
 ADMIN_CONNECTIONS = 64
 SETTLING_SECONDS = 1.0  # for what is cut or cancelled to settle
+HANDSHAKE_SECONDS = 0.05  # for handshakes that have begun when the port is about to close
+LAST_CALLS_SECONDS = 1.0  # for requests on connections that were idle when the port closed
 _SHORTEST_LOOK_SECONDS, _LOOK_SECONDS = 0.001, 0.02
 _YOUNG_OBJECTS = 10_000  # more than before, let the collector look at them; Python's own 700 is a dozen requests
 MESSAGE_BYTES = 16 * 1024 * 1024
@@ -42,6 +45,7 @@ class Drain:
 
     seconds: float  # for what runs to end by itself
     notice_seconds: float = 0  # before it: everything is served, and `/readyz` says no
+    last_calls_seconds: float = 0  # of the first: what comes over connections that are open is served
 
 
 AT_ONCE = Drain(1)
@@ -58,6 +62,7 @@ class Listener:
     max_message_bytes: int = MESSAGE_BYTES  # of one WebSocket message
     lifecycle: Lifecycle = field(default_factory=Lifecycle)
     trusted_proxies: Sequence[str] = ()
+    trusts: Callable[[str], bool] | None = None  # says it in their place, where they may change
     max_connections: int | None = None  # None: what files allow
 
     @property
@@ -94,11 +99,11 @@ def serve(
     announce: Callable[[], None],
     *,
     beside: Listener | None = None,
-    drain: Drain = AT_ONCE,
+    drain: Callable[[], Drain] = lambda: AT_ONCE,
 ) -> None:
     """Serve until SIGTERM or SIGINT, then drain; a second signal ends at once.
 
-    `announce` is called once `main` accepts. `beside` lives as long as `main`.
+    `announce` is called once `main` accepts. `beside` lives as long as `main`. `drain` is asked when the end begins.
     """
     raise_file_limit()
     keep_large_blocks_apart()
@@ -110,7 +115,9 @@ def serve(
         runner.run(_serve(main, announce, beside, drain))
 
 
-async def _serve(main: Listener, announce: Callable[[], None], beside: Listener | None, drain: Drain) -> None:
+async def _serve(
+    main: Listener, announce: Callable[[], None], beside: Listener | None, drain: Callable[[], Drain]
+) -> None:
     async with contextlib.AsyncExitStack() as stack:
         if beside is not None:
             await stack.enter_async_context(serving(beside))
@@ -118,7 +125,7 @@ async def _serve(main: Listener, announce: Callable[[], None], beside: Listener 
 
 
 @contextlib.asynccontextmanager
-async def serving(listener: Listener, drain: Drain = AT_ONCE) -> AsyncIterator[str]:
+async def serving(listener: Listener, drain: Callable[[], Drain] = lambda: AT_ONCE) -> AsyncIterator[str]:
     """Serve inside a running loop, without touching signals; yields the URL once requests are accepted."""
     ready = asyncio.Event()
     server = _Server(listener, ready.set, drain, owns_signals=False)
@@ -134,7 +141,9 @@ async def serving(listener: Listener, drain: Drain = AT_ONCE) -> AsyncIterator[s
 
 
 class _Server(uvicorn.Server):
-    def __init__(self, listener: Listener, announce: Callable[[], None], drain: Drain, *, owns_signals: bool) -> None:
+    def __init__(
+        self, listener: Listener, announce: Callable[[], None], drain: Callable[[], Drain], *, owns_signals: bool
+    ) -> None:
         super().__init__(
             uvicorn.Config(
                 listener.app,
@@ -175,17 +184,21 @@ class _Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Go through the stages of the end; the app's own end, which flushes what it knows, is the last."""
-        state = self.server_state
+        state, drain = self.server_state, self._drain()
         self._lifecycle.reach(Stage.LEAVING)
-        await self._until(lambda: False, self._drain.notice_seconds)
-        for server in self.servers:
-            server.close()
-        for sock in sockets or []:
-            sock.close()
+        for caller in self._callers:
+            caller.leave()
+        await self._until(lambda: False, drain.notice_seconds)
+        await self._close_port(sockets or [], drain)
+        ends = time.monotonic() + drain.seconds
+        last_calls = min(drain.last_calls_seconds, drain.seconds)
+        await self._until(lambda: not any(caller.may_ask for caller in self._callers), last_calls)
+        # All of them are asked; where a request has arrived and was not read yet, once more.
+        await self._until(lambda: all(caller.dismiss() for caller in self._callers), SETTLING_SECONDS, forced=True)
         self._lifecycle.reach(Stage.DRAINING)
         for connection in list(state.connections):
             connection.shutdown()
-        await self._until(lambda: not state.connections and not state.tasks, self._drain.seconds)
+        await self._until(lambda: not state.connections and not state.tasks, ends - time.monotonic())
         self._lifecycle.reach(Stage.CUTTING)
         for connection in list(state.connections):
             _cut(connection)
@@ -196,6 +209,22 @@ class _Server(uvicorn.Server):
             task.cancel()
         await self._until(lambda: not state.tasks, SETTLING_SECONDS, forced=True)
         await self.lifespan.shutdown()
+
+    async def _close_port(self, sockets: list[socket.socket], drain: Drain) -> None:
+        """Close it when nobody is left in front of it whom the kernel has let in: those would be reset."""
+        if drain.last_calls_seconds:
+            for sock in sockets:
+                turn_away(sock)
+            await self._until(lambda: False, HANDSHAKE_SECONDS)
+        await self._until(lambda: not any(is_waiting(sock) for sock in sockets), SETTLING_SECONDS, forced=True)
+        for server in self.servers:
+            server.close()
+        for sock in sockets:
+            sock.close()
+
+    @property
+    def _callers(self) -> list[HttpProtocol]:
+        return [each for each in self.server_state.connections if isinstance(each, HttpProtocol)]
 
     async def _until(self, over: Callable[[], bool], seconds: float, *, forced: bool = False) -> None:
         """Wait, but no longer than this, nor beyond a second signal."""
@@ -228,8 +257,9 @@ def _protocol_of(listener: Listener) -> type[asyncio.Protocol]:
     """Return what makes a connection of this listener's."""
     if not issubclass(listener.protocol, HttpProtocol):
         return listener.protocol
-    peers = Peers(listener.trusted_proxies, listener.max_connections)
-    return cast("type[asyncio.Protocol]", functools.partial(listener.protocol, peers=peers, sweep=Sweep()))
+    peers = Peers(listener.trusted_proxies, listener.max_connections, trusts=listener.trusts)
+    made = functools.partial(listener.protocol, peers=peers, sweep=Sweep(), lifecycle=listener.lifecycle)
+    return cast("type[asyncio.Protocol]", made)
 
 
 def _cut(connection: asyncio.Protocol) -> None:

@@ -12,7 +12,7 @@ be repeated and a file still has its size; per process, because only numbers of 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple
 from urllib.parse import quote, unquote
 
@@ -80,13 +80,12 @@ class Storage:
     bearers: CdnBearers
     relays: bool
     serve_files: bool
-    uploaded: Uploaded = field(default_factory=Uploaded)
+    uploaded: Uploaded
 
     @classmethod
-    def of(cls, settings: StorageSettings, gateway: Gateway) -> Storage:
-        """Return what the settings say; `open` it."""
-        bearers = CdnBearers(gateway.engine, gateway.route, [ACCEPT_PLAIN, CLIENT_PROXY])
-        return cls(gateway, bearers, settings.mode == "relay", settings.serve_files)
+    def of(cls, settings: StorageSettings, gateway: Gateway, bearers: CdnBearers, uploaded: Uploaded) -> Storage:
+        """Return what the settings say; `open` it. What is known of uploads and bearers outlives settings."""
+        return cls(gateway, bearers, settings.mode == "relay", settings.serve_files, uploaded)
 
     def open(self) -> None:
         """Let the gateway lead here what is ours."""

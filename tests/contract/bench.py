@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import count
 
+from fal_proxy.exchange import Payer
 from fal_proxy.stores import (
     Ask,
     Budget,
@@ -43,10 +44,12 @@ class Bench:
         owns: Owns | None = None,
         entry_id: str | None = None,
         marks: tuple[str, ...] = (),
+        payer: Payer | None = None,
     ) -> Verdict:
         """Ask for one admission."""
         name = f"entry-{next(self._ids)}" if entry_id is None else entry_id
-        return await self.store.admit(Ask(owns, rates, concurrency, budgets, amount, "0.025", name, marks=marks))
+        ask = Ask(owns, rates, concurrency, budgets, amount, "0.025", name, marks=marks, payer=payer)
+        return await self.store.admit(ask)
 
     async def submit(self, number: int, *owners: str, apps: tuple[str, ...] = (APP,), entry_id: str = "") -> Record:
         """Record an ownership, as after a submit."""

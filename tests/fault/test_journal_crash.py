@@ -87,6 +87,25 @@ async def test_after_a_kill_the_open_are_charged_or_asked_about_and_nothing_is_c
     await store.close()
 
 
+async def test_an_admission_that_is_given_up_while_it_is_written_costs_nothing(tmp_path: Path) -> None:
+    disk = Disk()
+    store = MemoryStore(Journal(tmp_path, sync=disk), Clock())
+    disk.free.clear()
+    admitting = asyncio.create_task(perform(store, "admit left"))
+    await asyncio.sleep(0)
+    admitting.cancel()
+    await asyncio.wait([admitting])
+    disk.free.set()
+    purse = store.state.purses["only-left", "total", "total"]
+    assert (purse.spent, purse.reserved, store.state.slots) == (0, 0, {})
+    await store.close()
+    store = restart(tmp_path)
+    purse = store.state.purses["only-left", "total", "total"]
+    assert (purse.spent, purse.reserved, store.state.slots) == (0, 0, {})
+    assert await store.untold() == []
+    await store.close()
+
+
 async def test_on_a_full_disk_what_costs_money_is_refused_and_the_rest_goes_on(tmp_path: Path) -> None:
     admitted = 0
     with Child(tmp_path, largest_file=8_000) as child:
@@ -191,7 +210,7 @@ async def test_a_foreign_file_under_our_name_is_refused_and_left_alone(tmp_path:
     assert path.read_bytes() == text
 
 
-@pytest.mark.parametrize("put", [(TITLE[0], 2), ("a kind of tomorrow", 1)])
+@pytest.mark.parametrize("put", [(TITLE[0], TITLE[1] + 1), ("a kind of tomorrow", 1)])
 async def test_a_newer_version_is_refused(tmp_path: Path, put: tuple[Any, ...]) -> None:
     first = [] if put[0] == TITLE[0] else [frame([encode(TITLE)])]
     (tmp_path / "00000001.journal").write_bytes(b"".join([*first, frame([encode(put)])]))

@@ -15,12 +15,14 @@ from fal_proxy.cli import main
 from fal_proxy.client import FILES, integrity
 from fal_proxy.errors import ERROR_TYPES
 from fal_proxy.loading import section_in, written
+from fal_proxy.reloading import NEEDS_RESTART
 from fal_proxy.routes import ROUTES, Served
 from fal_proxy.settings import Settings
 from fal_proxy.telemetry.access import AccessLine
-from fal_proxy.telemetry.metrics import METRICS
+from fal_proxy.telemetry.catalogue import METRICS
 
 README = Path(__file__).resolve().parents[2] / "README.md"
+RESTART = " *(restart)*"
 _PLACES = {"mount": "proxy", "root": "proxy", "admin": "admin"}
 
 
@@ -30,8 +32,11 @@ def error_rows() -> list[str]:
 
 
 def setting_rows() -> list[str]:
-    """Return one table row per setting, with its default as TOML writes it."""
-    return [f"| `{path}` | `{default}` | {description} |" for path, default, description in _walk(Settings, "")]
+    """Return one table row per setting, with its default as TOML writes it, and whether it needs a restart."""
+    return [
+        f"| `{path}` | `{default}` | {description}{RESTART if path in NEEDS_RESTART else ''} |"
+        for path, default, description in _walk(Settings, "")
+    ]
 
 
 def access_rows() -> list[str]:

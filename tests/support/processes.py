@@ -7,7 +7,7 @@ import contextlib
 import json
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +56,14 @@ class Process:
         """Send a signal."""
         self._process.send_signal(number)
 
+    async def hear(self, text: str) -> str:
+        """Return the next line of stderr that holds a text."""
+        assert self._process.stderr is not None
+        async with asyncio.timeout(PATIENCE):
+            while text not in (line := (await self._process.stderr.readline()).decode()):
+                assert line, f"it ended without saying {text!r}"
+        return line
+
     def environment(self) -> bytes:
         """Return what the kernel shows of its environment; nothing, if it shows nothing."""
         try:
@@ -75,11 +83,18 @@ Start = Callable[..., Any]
 
 @pytest.fixture
 async def start_process(tmp_path: Path) -> AsyncIterator[Start]:
-    """Return a function that starts a proxy with lines of `[server]` in front of an upstream."""
+    """Return a function that starts a proxy with lines of `[server]` in front of an upstream.
+
+    `early` is called with its id, before anything of it is waited for.
+    """
     async with contextlib.AsyncExitStack() as stack:
 
         async def started(
-            upstream: str, server: str = "", sections: str = "", environ: Mapping[str, str] | None = None
+            upstream: str,
+            server: str = "",
+            sections: str = "",
+            environ: Mapping[str, str] | None = None,
+            early: Callable[[int], Awaitable[None]] | None = None,
         ) -> Process:
             (tmp_path / "fal-proxy.toml").write_text(CONFIG.format(server=server) + sections)
             key = add(tmp_path / "users.toml", "ada", "default")
@@ -93,6 +108,8 @@ async def start_process(tmp_path: Path) -> AsyncIterator[Start]:
             )
             stack.push_async_callback(_killed, process)
             assert process.stdout is not None
+            if early is not None:
+                await early(process.pid)
             line = (await process.stdout.readline()).decode()
             assert line.startswith("listening on "), line
             return Process(process, int(line.rpartition(":")[2]), {"Authorization": f"Bearer {key}"})

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from fal_proxy.telemetry.metrics import METRICS, Row
+from fal_proxy.telemetry.catalogue import METRICS, Row
 
 _SUFFIXES = ("_bucket", "_sum", "_count")
 _WORDS = frozenset(

@@ -19,15 +19,15 @@ import tempfile
 import time
 import uuid
 from collections import Counter
-from collections.abc import Iterator
-from typing import Self
+from collections.abc import Callable, Iterator
+from typing import Any, Self
 
 import pytest
 import uvloop
 
 from fal_proxy.errors import StoreUnavailable
 from fal_proxy.stores import Ask, Budget, Concurrency, Outcome, Rate
-from fal_proxy.stores.link import NotSent
+from fal_proxy.stores.link import Link, NotSent
 from fal_proxy.stores.redis import RedisStore
 
 PROGRAM = shutil.which("redis-server")
@@ -154,6 +154,31 @@ class SlowWire:
             pass
         finally:
             sink.close()
+
+
+class Unsteady(RedisStore):
+    """A store whose calls now and then do not reach Redis, or whose answers are lost."""
+
+    fate: list[str]  # of the next settlements and questions for what is untold; the last comes first
+
+    def __init__(self, url: str, clock: Callable[[], float] | None = None) -> None:
+        super().__init__(url, clock)
+        self._link = Link(url, call_seconds=10.0)  # a busy machine decides nothing here
+        self.fate = []
+
+    async def _run(self, operation: str, argument: object) -> Any:
+        fate = self.fate.pop() if operation in ("settle", "untold") and self.fate else "well"
+        if fate == "unsent":
+            raise NotSent("it did not leave")
+        reply = await super()._run(operation, argument)
+        if fate == "unheard":
+            raise StoreUnavailable("no answer came")
+        return reply
+
+    async def heard(self) -> None:
+        """Wait until everything has reached Redis."""
+        while (sender := self._sender) is not None:
+            await sender
 
 
 async def measure(url: str, concurrent: int, count: int = 4000) -> tuple[float, float, float]:

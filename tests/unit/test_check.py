@@ -270,6 +270,13 @@ def test_no_finding_holds_a_secret(tmp_path: Path) -> None:
     assert "canary" not in str(report)
 
 
+def test_a_password_that_looks_like_a_port_is_in_no_finding(tmp_path: Path) -> None:
+    environ = {name: value for name, value in ENVIRON.items() if name != "FAL_PROXY_STATE"}
+    report = judge(tmp_path, KEYS_ONLY + "[state]\nurl = 'redis://:hunter2/hunter2@redis'\n", environ)
+    [finding] = report.errors
+    assert (finding.path, "hunter2" in finding.message) == ("state.url", False)
+
+
 def test_settings_made_by_hand_are_judged_like_a_file() -> None:
     report = examine(Settings(mount="x"), None, {})
     assert found(report, "error") == ["mount", "FAL_KEY", "plans", "identity.sources"]

@@ -25,7 +25,7 @@ from fal_proxy.errors import ERROR_TYPES
 from fal_proxy.loading import ENV_PREFIX, Finding, build, overlay
 from fal_proxy.routes import ME, PAGE, ROUTES, Served, route_of
 from fal_proxy.settings import Settings, Storage, Webhooks
-from fal_proxy.telemetry.metrics import METRICS
+from fal_proxy.telemetry.catalogue import METRICS
 from support.documents import README, commands, shown
 from support.promql import metric_of
 from support.proxied import FAL_KEY, SIGNING_SECRET, open_settings, with_server

@@ -59,12 +59,25 @@ def test_secret_can_be_neither_printed_nor_formatted_nor_moved() -> None:
 
 async def test_no_repr_of_what_the_proxy_is_made_of_holds_the_key(tmp_path: Path) -> None:
     settings = open_settings(tmp_path)
-    app = create_app(settings, environ={"FAL_PROXY_SECRET": SIGNING_SECRET}, key=FAL_KEY)
+    environ = {"FAL_PROXY_SECRET": SIGNING_SECRET, "FAL_KEY": FAL_KEY.reveal()}
+    app = create_app(settings, environ=environ, key=FAL_KEY)
     engine = Engine(Dialer(1))
     call = Call(Connection(), Origin("https", "fal.run", 443), lambda *_: None, reused=False)
-    gateway = next(value for name, value in vars(app).items() if name == "_gateway")
+    gateway, deployments = app._gateway, app._deployments
     sources = gateway.identities._sources
-    shown = " ".join(repr(part) for part in [settings, app, vars(app), gateway, engine, call, *sources])
+    parts = [
+        settings,
+        app,
+        vars(app),
+        gateway,
+        engine,
+        call,
+        *sources,
+        vars(deployments),
+        deployments.origin,
+        app._lasting,
+    ]
+    shown = " ".join(repr(part) for part in [*parts, deployments.current])
     shown += " ".join(str(vars(source)) for source in sources if hasattr(source, "__dict__"))
     assert f"Key({FAL_KEY_ID[:8]}…)" in shown, "the gateway holds the key, and shows that it does"
     assert FAL_KEY_ID not in shown

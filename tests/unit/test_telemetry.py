@@ -16,6 +16,7 @@ from fal_proxy.errors import Refusal
 from fal_proxy.exchange import Caller, Exchange, Kind
 from fal_proxy.telemetry import Telemetry
 from fal_proxy.telemetry.access import ENDPOINT_CHARS, PLAN_CHARS, REASON_CHARS, AccessLog, line_of
+from fal_proxy.telemetry.catalogue import OTHER_PLAN
 from fal_proxy.telemetry.lines import LineWriter
 from support.lines import Lines, parsed, total
 
@@ -94,13 +95,17 @@ def test_line_is_one_line_of_bounded_printable_json_whatever_it_holds(endpoint: 
     assert len(line["plan"] or "") <= PLAN_CHARS
 
 
-def test_plan_that_the_settings_do_not_know_makes_no_label() -> None:
+def test_plans_that_the_settings_do_not_know_share_one_label() -> None:
     telemetry = Telemetry(["default"], Idle())
-    exchange = telemetry.begin()
-    exchange.plan, exchange.cost_microusd = "of a token's claim", 1
-    telemetry.finish(exchange)
+    for plan, cost in (("of a token's claim", 0), ("closed last week", 7), (None, 1), ("closed last week", -3)):
+        exchange = telemetry.begin()
+        exchange.plan, exchange.cost_microusd = plan, cost
+        telemetry.finish(exchange)
     found = parsed(telemetry.metrics.exposition().decode())
-    assert [labels for name, labels, _ in found if name == "fal_proxy_cost_microusd_total"] == [{"plan": "default"}]
+    expected = {"fal_proxy_cost_microusd_total": 8, "fal_proxy_cost_lowered_microusd_total": 3}
+    for name, others in expected.items():
+        costs = {labels["plan"]: value for found_name, labels, value in found if found_name == name}
+        assert costs == {"default": 0, OTHER_PLAN: others}
 
 
 class SlowStream:

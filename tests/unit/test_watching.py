@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
-from fal_proxy.telemetry.metrics import METRICS, label_values
+from fal_proxy.telemetry.catalogue import METRICS, label_values
 from support.documents import README
 from support.promql import Asked, grouped, metric_of, selected
 

@@ -20,7 +20,8 @@ from fal_proxy.admin import Admin
 from fal_proxy.environment import Secret
 from fal_proxy.server import Listener, bind, serving
 from fal_proxy.telemetry import Telemetry
-from fal_proxy.telemetry.metrics import CONTENT_TYPE, METRICS
+from fal_proxy.telemetry.catalogue import METRICS
+from fal_proxy.telemetry.metrics import CONTENT_TYPE
 from fal_proxy.upstream.dial import Dialer
 from fal_proxy.upstream.engine import Engine
 from support.commands import clean_environment, running

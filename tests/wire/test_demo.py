@@ -18,6 +18,7 @@ from fal_proxy.downstream.websocket import SocketProtocol
 from fal_proxy.emulator import Emulator, parse_faults
 from fal_proxy.server import Listener, bind, serving
 from support.emulated import emulated
+from support.lines import Lines
 from support.proxied import MOUNT, proxied
 from support.raw import raw_client, request
 
@@ -96,6 +97,14 @@ async def test_page_answers_literal_loopback_names_only(stage: Staged, path: str
     async with raw_client(stage.port) as raw:
         await raw.send(f"GET {path} HTTP/1.1\r\nhost: localhost\r\nhost: evil.example\r\n\r\n".encode())
         assert (await raw.answer()).status == 400
+
+
+async def test_what_is_no_request_leaves_a_line_behind_the_page_too(stage: Staged, lines: Lines) -> None:
+    async with raw_client(stage.port) as raw:
+        await raw.send(b"\x16\x03\x01")
+        assert (await raw.answer()).status == 400
+    [line] = await lines.exactly(1)
+    assert (line["decision"], line["ending"]) == ("bad_request", "refused")
 
 
 @pytest.mark.parametrize("path", QUESTIONS)

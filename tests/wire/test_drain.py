@@ -67,12 +67,15 @@ async def test_a_stream_ends_by_itself_while_nothing_new_is_accepted(
         await client.send(proxy.request("POST", STREAM, b"{}"))
         await asyncio.wait_for(stream.begun.wait(), PATIENCE)
         proxy.signal()
-        assert await asyncio.wait_for(idle.reader.read(), PATIENCE) == b"", "an idle connection is closed at once"
+        assert (await asyncio.wait_for(idle.answer(), PATIENCE)).status == 503, "an idle connection is ended"
         with pytest.raises(ConnectionRefusedError):
             await readiness(proxy.port)
         stream.over.set()
         answer = await client.answer()
         assert (answer.complete, answer.body) == (True, b"data: 1\n\ndata: 1\n\n")
+        assert (await asyncio.wait_for(client.answer(), PATIENCE)).status == 503, (
+            "its head could not say that it was the last"
+        )
     code, [line] = await proxy.ended()
     assert (code, line["ending"], line["cost_microusd"]) == (0, "complete", 500_000)
     assert await spent(tmp_path) == (500_000, 0)
@@ -106,19 +109,24 @@ async def test_what_does_not_end_in_time_is_cut_visibly_and_settled(
 
 async def test_notice_serves_everything_and_says_not_ready(serve: Serve, start: Start) -> None:
     async def upstream(peer: Peer) -> None:
-        await read_request(peer)
-        await peer.send(ok(b'{"images":[]}', b"x-fal-billable-units: 1"))
+        for _ in range(2):
+            await read_request(peer)
+            await peer.send(ok(b'{"images":[]}', b"x-fal-billable-units: 1"))
 
     proxy = await start(f"http://127.0.0.1:{serve(upstream).port}", "drain_notice_seconds = 20")
-    assert (await readiness(proxy.port)).status == 200
-    proxy.signal()
-    async with asyncio.timeout(PATIENCE):
-        while (answer := await readiness(proxy.port)).status == 200:
-            pass
-    assert (answer.status, b"the proxy is about to end" in answer.body) == (503, True)
-    async with raw_client(proxy.port) as client:
-        await client.send(proxy.request("POST", "/fal.run/fal-ai/flux/dev", b"{}"))
-        assert (await client.answer()).status == 200
+    async with raw_client(proxy.port) as kept:
+        await kept.send(request("GET", "/readyz"))
+        assert (await kept.answer()).status == 200
+        proxy.signal()
+        async with asyncio.timeout(PATIENCE):
+            while (answer := await readiness(proxy.port)).status == 200:
+                pass
+        assert (answer.status, b"the proxy is about to end" in answer.body) == (503, True)
+        async with raw_client(proxy.port) as new:
+            for client in (kept, new):
+                await client.send(proxy.request("POST", "/fal.run/fal-ai/flux/dev", b"{}"))
+                last = await client.answer()
+                assert (last.status, last.one(b"connection")) == (200, b"close")
     proxy.signal()
     assert (await proxy.ended())[0] == 0, "a second signal does not wait for the notice"
 

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from support.limited import (
-    APP,
     COMPLETED,
     NAMED,
     RUN,
     STREAM,
     SUBMIT,
+    Fal,
     Limit,
     cancel,
     events,
+    limited,
     limiting,
+    limits,
     refused,
     result,
     said,
@@ -24,6 +28,7 @@ from support.limited import (
     wide,
 )
 from support.lines import Lines, samples, total
+from support.peers import Serve
 from support.scripts import ok
 
 limit = limiting
@@ -87,16 +92,52 @@ async def test_what_the_settler_learns_leaves_a_line_and_is_counted(
     expected = {
         "kind": "settled",
         "request_id": job,
-        "endpoint": APP,
+        "endpoint": "fal-ai/flux/dev",
         "units": billed,
         "cost_microusd": cost,
         "decision": "admitted",
-        "caller": None,
+        **{name: submitted[name] for name in ("caller", "source", "plan")},
     }
     assert {name: settled[name] for name in expected} == expected, why
     spent, reserved = await running.money(running.ada)
     assert (spent, reserved) == (cost, 0), "the lines add up to the books"
-    assert total(samples(running.proxy.app), "fal_proxy_exchanges_total", kind="settled") == 1
+    found = samples(running.proxy.app)
+    assert total(found, "fal_proxy_exchanges_total", kind="settled") == 1
+    assert total(found, "fal_proxy_cost_microusd_total", plan="default") == cost
+
+
+FETCHED = [
+    (ok(b"{}", units("2"), NAMED), 80_000, "fal billed"),
+    (ok(), 40_000, "no word about money: charged as reserved"),
+    (said(422, b"{}", NAMED, units("0")), None, "not known to have ended: it stays reserved"),
+]
+
+
+@pytest.mark.parametrize(("answer", "cost", "why"), FETCHED)
+async def test_the_line_of_a_fetched_result_says_what_it_charges(
+    answer: bytes, cost: int | None, why: str, limit: Limit, lines: Lines
+) -> None:
+    running, fal = await limit(PLAN, prices=PRICES)
+    job = await running.submit(running.ada)
+    fal.says["result"] = answer
+    for _ in range(2):
+        await running.ask(result(job), running.ada)
+    _, first, again = await lines.exactly(3)
+    assert first["cost_microusd"] == cost, why
+    assert not again["cost_microusd"], "once"
+    assert await running.money(running.ada) == (cost or 0, 0 if cost else 40_000)
+    assert total(samples(running.proxy.app), "fal_proxy_cost_microusd_total", plan="default") == (cost or 0)
+
+
+async def test_what_the_store_has_charged_is_told_before_the_end_of_the_process(
+    serve: Serve, tmp_path: Path, lines: Lines
+) -> None:
+    async with limited(serve(Fal().script), tmp_path, limits(tmp_path, PLAN, prices=PRICES)) as running:
+        job = await running.submit(running.ada)
+        running.clock.advance(3600)
+    submitted, told = await lines.exactly(2)
+    assert (told["kind"], told["request_id"], told["cost_microusd"]) == ("settled", job, 40_000)
+    assert (told["caller"], told["reason"]) == (submitted["caller"], "nobody has learnt in time how it ended")
 
 
 async def test_a_job_without_a_price_is_settled_without_a_cost(limit: Limit, lines: Lines) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 
-from fal_proxy.telemetry.metrics import label_values
+from fal_proxy.telemetry.catalogue import label_values
 from support.lines import Lines, samples, total
 from support.peers import Peer, Serve
 from support.proxied import MOUNT, Proxy, StartProxy

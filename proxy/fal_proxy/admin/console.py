@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,10 +38,9 @@ _OURS = ((b"cross-origin-resource-policy", b"same-origin"),)
 class Console:
     """Views and actions of the admin listener."""
 
-    def __init__(self, gateway: Gateway, *, can_act: bool, mailbox: Mailbox | None) -> None:
-        """Take the mailbox where webhooks are received."""
-        self._gateway = gateway
-        self._gate = gateway.gate
+    def __init__(self, current: Callable[[], Gateway], *, can_act: bool, mailbox: Mailbox | None) -> None:
+        """Take what returns the gateway of the settings in force, and the mailbox where webhooks are received."""
+        self._current = current
         self._can_act = can_act
         self._mailbox = mailbox
 
@@ -82,38 +81,43 @@ class Console:
     async def caller(self, shown: str) -> Answer:
         """Return what is known about a caller. Raises Refusal store_unavailable."""
         known = self._gateway.telemetry.rollup.find(shown)
-        marks = await self._gate.marks()
+        marks = await self._gateway.gate.marks()
         about: dict[str, Any] = {"caller": shown, "blocked_since": marks.get(blocks.name_of(shown)), "known": False}
         about["hour"] = [tally_of(span, shown) for span in self._gateway.telemetry.rollup.minutes()]
         about["day"] = [tally_of(span, shown) for span in self._gateway.telemetry.rollup.hours()]
         if known is not None:
             about |= {"known": True, "plan": known.plan, "source": known.source, **self._network(known, marks)}
-            if known.plan in self._gateway.plans:
-                about["standing"] = await self._gate.standing(known, known.plan)
+            if known.plan in (gateway := self._gateway).plans:
+                about["standing"] = await gateway.gate.standing(known, known.plan)
         return _answer(about)
 
     async def _stop_paid(self) -> Answer:
-        await self._gate.mark(blocks.PAID, stopped=True)
+        await self._gateway.gate.mark(blocks.PAID, stopped=True)
         return _answer({"paid": "stopped"})
 
     async def _resume_paid(self) -> Answer:
-        await self._gate.mark(blocks.PAID, stopped=False)
+        await self._gateway.gate.mark(blocks.PAID, stopped=False)
         return _answer({"paid": "running"})
 
     async def _block(self, shown: str) -> Answer:
-        await self._gate.mark(blocks.name_of(shown), stopped=True)
+        await self._gateway.gate.mark(blocks.name_of(shown), stopped=True)
         return _answer({"caller": shown, "blocked": True})
 
     async def _unblock(self, shown: str) -> Answer:
-        await self._gate.mark(blocks.name_of(shown), stopped=False)
+        await self._gateway.gate.mark(blocks.name_of(shown), stopped=False)
         return _answer({"caller": shown, "blocked": False})
 
     async def _reset(self, shown: str) -> Answer:
-        known = self._gateway.telemetry.rollup.find(shown)
-        if known is None or known.plan not in self._gateway.plans:
+        gateway = self._gateway
+        known = gateway.telemetry.rollup.find(shown)
+        if known is None or known.plan not in gateway.plans:
             raise Refusal("not_found", "this process has not seen the caller; ask one that has, or the caller to call")
-        await self._gate.forget(known, known.plan)
+        await gateway.gate.forget(known, known.plan)
         return _answer({"caller": shown, "reset": True})
+
+    @property
+    def _gateway(self) -> Gateway:
+        return self._current()
 
     def _network(self, caller: Caller, marks: Mapping[str, float]) -> dict[str, Any]:
         if not caller.network or caller.network == caller.id:
@@ -124,7 +128,7 @@ class Console:
     async def _stopped(self) -> dict[str, Any] | None:
         """Return what is marked, None while the store is away."""
         try:
-            marks = await self._gate.store.marks()
+            marks = await self._gateway.gate.store.marks()
         except StoreUnavailable:
             return None
         callers = [{"caller": shown, "since": marks[blocks.name_of(shown)]} for shown in blocks.callers_in(marks)]
@@ -139,7 +143,7 @@ class Console:
             "webhooks": None,
         }
         try:
-            await self._gate.store.ping()
+            await self._gateway.gate.store.ping()
         except StoreUnavailable:
             found["store"] = False
         if self._mailbox is not None:

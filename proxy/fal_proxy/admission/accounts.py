@@ -14,7 +14,7 @@ from fal_proxy.admission import ledger
 from fal_proxy.admission.gate import Grant
 from fal_proxy.admission.jobs import StatusEvents, app_of, is_completed, read_submitted
 from fal_proxy.errors import StoreUnavailable, UpstreamInvalid
-from fal_proxy.exchange import Caller, Exchange, Kind, Target
+from fal_proxy.exchange import Caller, Exchange, Kind, Payer, Target
 from fal_proxy.stores import Outcome, Record, Store
 
 _PASSED_BYTES = 1024 * 1024
@@ -81,7 +81,7 @@ class Account(msgspec.Struct, eq=False):
             elif kind is Kind.RESULT and (record := self.grant.record) is not None:
                 outcome = ledger.of_result(ending, completed=record.completed, has_request_id=exchange.named)
                 if outcome is not None:
-                    await self._settle(record.entry_id, record.price, outcome)
+                    await self._settle(record.entry_id, record.price, outcome, self._asking())
         except StoreUnavailable:
             pass
 
@@ -109,14 +109,18 @@ class Account(msgspec.Struct, eq=False):
     async def _release(self) -> None:
         if (record := self.grant.record) is not None:
             try:
-                await self._settle(record.entry_id, record.price, Outcome.RELEASED)
+                await self._settle(record.entry_id, record.price, Outcome.RELEASED, self._asking())
             except StoreUnavailable:
                 pass  # the settler learns it from fal
 
-    async def _settle(self, entry_id: str, price: str, outcome: Outcome) -> None:
+    def _asking(self) -> Payer:
+        """Return who asks about a job, which somebody else may pay for: another identity of the same person."""
+        return Payer(self.exchange.plan or "", self.caller.shown)
+
+    async def _settle(self, entry_id: str, price: str, outcome: Outcome, by: Payer | None = None) -> None:
         amount = 0
         if outcome is Outcome.BILLED:
             amount = self.charge(price, self.exchange.units or "0") if price else 0
-        changed = await self.store.settle(entry_id, outcome, amount)
-        if price and (outcome is Outcome.BILLED or self.grant.entry_id):
+        changed = await self.store.settle(entry_id, outcome, amount, by=by)
+        if changed or (price and (outcome is Outcome.BILLED or self.grant.entry_id)):
             self.exchange.cost_microusd = changed

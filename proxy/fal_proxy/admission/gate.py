@@ -20,14 +20,13 @@ from fal_proxy.admission.jobs import app_of
 from fal_proxy.admission.leases import Lease
 from fal_proxy.admission.ledger import is_reserving
 from fal_proxy.admission.limits import CLASSES, BudgetLimit, Limits, class_of
-from fal_proxy.admission.terms import RateTerms, Terms, compile_terms
-from fal_proxy.errors import Refusal, StoreUnavailable
-from fal_proxy.exchange import Caller, Kind, Target
-from fal_proxy.stores import Ask, Budget, Concurrency, Denial, Outcome, Owns, Question, Rate, Record, Store, Verdict
+from fal_proxy.admission.refusals import refusal, unavailable
+from fal_proxy.admission.terms import Terms, compile_terms
+from fal_proxy.errors import StoreUnavailable
+from fal_proxy.exchange import Caller, Kind, Payer, Target
+from fal_proxy.stores import Ask, Budget, Concurrency, Outcome, Owns, Question, Rate, Record, Store
 
 Subjects = tuple[tuple[str, Terms], ...]
-UNAVAILABLE_RETRY_SECONDS = 1
-_OF_CLASS = {"submit": "runs, streams and submits", "read": "reads", "upload": "uploads"}
 _OWNED = frozenset([Kind.STATUS, Kind.STATUS_STREAM, Kind.RESULT, Kind.CANCEL, Kind.WMA])
 
 
@@ -39,6 +38,7 @@ class Grant(msgspec.Struct, frozen=True):
     amount_microusd: int = 0
     headers: tuple[tuple[bytes, bytes], ...] = ()
     record: Record | None = None
+    payer: Payer | None = None
 
 
 class Gate:
@@ -101,6 +101,7 @@ class Gate:
                 budgets.append(budget)
         if reserving:
             budgets += self._shared[plan]
+        payer = Payer(plan, caller.shown, caller.source, target.endpoint_id) if reserving else None
         ask = Ask(
             self._owns(caller, target),
             tuple(rates),
@@ -112,6 +113,7 @@ class Gate:
             target.kind is Kind.SUBMIT or (lease is not None and lease.holds),
             len(own.each),
             marks_of(caller, paid=target.kind.traits.paid) if self.store.may_be_marked else (),
+            payer,
         )
         try:
             verdict = await self.store.admit(ask)
@@ -121,32 +123,37 @@ class Gate:
         except StoreUnavailable as error:
             raise unavailable() from error
         if verdict.denied is not None:
-            raise _refusal(verdict, ask, caller, own)
-        return Grant(ask.entry_id, price, amount_microusd, own.told(verdict.rates[: len(own.each)]), record)
+            raise refusal(verdict, ask, caller, own)
+        told = own.told(verdict.rates[: len(own.each)])
+        return Grant(ask.entry_id, price, amount_microusd, told, record, payer)
 
-    async def lease(self, caller: Caller, plan: str, amount_microusd: int) -> None:
-        """Charge for more of something that goes on. Raises Refusal: blocked, budget_exhausted, store_unavailable."""
+    async def lease(self, caller: Caller, plan: str, grant: Grant) -> None:
+        """Charge what was granted once more, because it goes on; it is told when the grant's own entry is settled.
+
+        Raises Refusal: blocked, budget_exhausted, store_unavailable.
+        """
         subjects = self._subjects(caller, plan)
         owned = [budget for subject, terms in subjects if (budget := terms.budget_of(subject)) is not None]
         budgets = (*owned, *self._shared[plan])
-        costs = bool(budgets and amount_microusd)
+        costs = bool(budgets and grant.amount_microusd)
         entry_id = f"{self._process}{next(self._count):x}" if costs else ""
         ask = Ask(
             budgets=budgets if costs else (),
-            amount_microusd=amount_microusd if costs else 0,
+            amount_microusd=grant.amount_microusd if costs else 0,
             entry_id=entry_id,
             marks=marks_of(caller, paid=True) if self.store.may_be_marked else (),
+            payer=grant.payer,
         )
         try:
             verdict = await self.store.admit(ask)
             if verdict.denied is None and costs:
-                await self.store.settle(entry_id, Outcome.AS_RESERVED)
+                await self.store.settle(entry_id, Outcome.AS_RESERVED, onto=grant.entry_id)
         except StoreUnavailable as error:
             if not costs:
                 return  # nothing would have to be counted, and what was stopped is heard of with the next renewal
             raise unavailable() from error
         if verdict.denied is not None:
-            raise _refusal(verdict, ask, caller, subjects[0][1].rates["submit"])
+            raise refusal(verdict, ask, caller, subjects[0][1].rates["submit"])
 
     async def judge_blocked(self, caller: Caller) -> None:
         """Judge what is counted nowhere, and so works while the store is away. Raises Refusal blocked."""
@@ -250,63 +257,3 @@ class Gate:
         if caller.by_network:
             return ((caller.id, network),)
         return ((caller.id, own), (caller.network, network)) if caller.network else ((caller.id, own),)
-
-
-def unavailable() -> Refusal:
-    """Return the refusal of a request that the store cannot answer for."""
-    detail = "the proxy cannot count right now, and what cannot be counted is not sent; repeat it in a moment"
-    return Refusal("store_unavailable", detail, headers=(_retry_after(UNAVAILABLE_RETRY_SECONDS),))
-
-
-def unknown() -> Refusal:
-    """Return the refusal of what does not exist or is not the caller's; which of the two is not told."""
-    return Refusal("unknown_request", "there is no such request, or it is not yours, or not under this app")
-
-
-def _refusal(verdict: Verdict, ask: Ask, caller: Caller, own: RateTerms) -> Refusal:
-    denied, at = verdict.denied, verdict.at
-    if denied is Denial.MARKED:
-        return blocked(ask.marks[at])
-    if denied is Denial.UNKNOWN_REQUEST:
-        return unknown()
-    if denied is Denial.RATE:
-        seconds = math.ceil(verdict.retry_seconds or 0)
-        who = "of your network " if at >= len(own.each) or caller.by_network else ""
-        rate = f"{ask.rates[at].limit}/{own.words[at % len(own.each)]}"
-        detail = f"the limit {who}is {rate} {_OF_CLASS[own.class_]}; the next is possible in {_duration(seconds)}"
-        return Refusal("rate_limited", detail, headers=(_retry_after(seconds), *own.told(verdict.rates)))
-    if denied is Denial.CONCURRENCY:
-        limit, key = ask.concurrency[at].limit, ask.concurrency[at].key
-        who = "your network has" if at or caller.by_network else "you have"
-        sessions = key.startswith("sessions:")
-        names = ("realtime session", "realtime sessions") if sessions else ("run or job", "runs or jobs")
-        jobs = f"{limit} {names[limit != 1]}"
-        detail = f"{who} {jobs} in progress, which is the limit; wait for one to end"
-        return Refusal("concurrency_limited", detail, headers=(_retry_after(math.ceil(verdict.retry_seconds or 1)),))
-    budget = ask.budgets[at]
-    own_budget = "the budget of your network" if at or caller.by_network else "your budget"
-    whose = {"caller": own_budget, "plan": "the budget of your plan", "all": "the budget of this proxy"}
-    name = whose[budget.key.partition(":")[0]]
-    per = "in all" if budget.period == "total" else f"per {budget.period}"
-    detail = f"{name} of ${_dollars(budget.limit_microusd)} {per} does not cover this request"
-    if verdict.retry_seconds is not None:
-        detail += f"; it starts anew in {_duration(math.ceil(verdict.retry_seconds))}"
-    return Refusal("budget_exhausted", detail)
-
-
-def _dollars(microusd: int) -> str:
-    """Return the amount with two decimals, or as many as it needs."""
-    whole, rest = divmod(microusd, 1_000_000)
-    return f"{whole}.{f'{rest:06d}'.rstrip('0').ljust(2, '0')}"
-
-
-def _duration(seconds: int) -> str:
-    if seconds < 120:
-        return f"{seconds} s"
-    if seconds < 7200:
-        return f"{math.ceil(seconds / 60)} min"
-    return f"{math.ceil(seconds / 3600)} h"
-
-
-def _retry_after(seconds: int) -> tuple[bytes, bytes]:
-    return (b"retry-after", b"%d" % max(seconds, 1))

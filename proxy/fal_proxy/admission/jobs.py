@@ -50,7 +50,8 @@ class StatusEvents:
 
     def feed(self, data: bytes) -> bool:
         """Return whether a COMPLETED event ended within what has been fed."""
-        *lines, self._line = (self._line + data).split(b"\n")
+        # CR, LF and CRLF end a line (WHATWG HTML §9.2.5); the empty one within a CRLF says nothing.
+        *lines, self._line = (self._line + data.replace(b"\r", b"\n")).split(b"\n")
         if len(self._line) > _MAX_LINE_BYTES:
             self._line = b"?"  # the rest of it begins no line
         return any(b"COMPLETED" in line and line.startswith(b"data:") and is_completed(line[5:]) for line in lines)

@@ -18,7 +18,7 @@ import msgspec
 from fal_proxy.admission import ledger
 from fal_proxy.admission.limits import RateClass
 from fal_proxy.errors import StoreUnavailable, UpstreamInvalid
-from fal_proxy.exchange import Caller, Exchange, Kind
+from fal_proxy.exchange import Caller, Exchange, Kind, Payer
 from fal_proxy.stores import Outcome, Record, Store
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ class LeaseAccount:
     caller: Caller
     charge: Callable[[str, str], int]  # from USD per second and seconds to micro-dollars
     key_id: str
-    hold: Callable[[str, str], None]  # an entry until a lease is over
+    hold: Callable[[str, str, Payer | None], None]  # an entry until a lease is over; then it is settled, and told
     _name: str = ""
     _over: bool = False
     _closed: bool = False
@@ -90,20 +90,16 @@ class LeaseAccount:
     async def _cover(self, name: str) -> None:
         covered = await self.store.extend(name, self.lease.seconds)
         if self.lease.holds:
-            self.hold(self.grant.entry_id, name)
-            self._cost(self.grant.amount_microusd)
+            self.hold(self.grant.entry_id, name, self.grant.payer)
             return
         price = self.grant.price
         amount = self.charge(price, added(self.lease.seconds, covered)) if price else 0
         await self._settle(Outcome.BILLED, amount)
 
     async def _settle(self, outcome: Outcome, amount: int) -> None:
-        await self.store.settle(self.grant.entry_id, outcome, amount)
-        self._cost(amount)
-
-    def _cost(self, amount: int) -> None:
+        changed = await self.store.settle(self.grant.entry_id, outcome, amount)
         if self.grant.price:
-            self.exchange.cost_microusd = amount
+            self.exchange.cost_microusd = changed
 
     async def _record(self, name: str) -> None:
         # Without its entry: the settler asks fal's queue about the jobs of entries, and this is none.

@@ -13,8 +13,9 @@ from fal_proxy.admission import ledger
 from fal_proxy.admission.accounts import Charge
 from fal_proxy.admission.jobs import is_completed
 from fal_proxy.errors import Refusal, StoreUnavailable, UpstreamError
+from fal_proxy.exchange import Payer
 from fal_proxy.headers import UNITS_FIELD, Headers, billable_units
-from fal_proxy.stores import Outcome, Record, Store
+from fal_proxy.stores import Cause, Outcome, Record, Store
 from fal_proxy.telemetry import Telemetry
 from fal_proxy.upstream.answer import Head
 from fal_proxy.upstream.dial import Route
@@ -29,6 +30,13 @@ _HOST = b"queue.fal.run"
 _HEAD_SECONDS = 30.0
 _BODY_IDLE_SECONDS = 30.0
 _STATUS_BYTES = 1024 * 1024
+_REASONS = {
+    Cause.LEASE_END: "nobody has learnt in time how it ended",
+    Cause.LOST: "the process that answered it died",
+    Cause.LATE: "the store did not answer in time when it ended",
+    Cause.ANOTHER: "its result was told to another identity than the one that pays",
+    Cause.APART: "more of a session that had ended meanwhile",
+}
 _log = logging.getLogger("fal_proxy.settler")
 
 
@@ -55,7 +63,8 @@ class Settler:
         self._telemetry = telemetry
         self._open: set[str] = set()
         self._renewed = 0.0
-        self._held: dict[str, str] = {}  # entries by id, and the lease that each ends with
+        self._held: dict[str, tuple[str, Payer | None]] = {}  # entries by id, and the lease that each ends with
+        self._told: list[int] = []  # of what was untold, but the store has not heard of it yet
         self._looked = 0.0
         self._turned: float | None = None
 
@@ -72,9 +81,9 @@ class Settler:
         """Stop keeping it alive."""
         self._open.discard(entry_id)
 
-    def hold(self, entry_id: str, name: str) -> None:
+    def hold(self, entry_id: str, name: str, payer: Payer | None) -> None:
         """Keep an entry, and its place, until the lease of this name is over: no request of ours lasts as long."""
-        self._held[entry_id] = name
+        self._held[entry_id] = (name, payer)
 
     async def run(self) -> None:
         """Ask and renew until cancelled."""
@@ -93,7 +102,7 @@ class Settler:
             await asyncio.sleep(TICK_SECONDS)
 
     async def turn(self) -> None:
-        """Renew what is being answered, and ask about what is due. Raises StoreUnavailable."""
+        """Renew what is being answered, ask about what is due, tell what nobody told. Raises StoreUnavailable."""
         now = asyncio.get_running_loop().time()
         if self._open and now - self._renewed >= RENEW_SECONDS:
             self._renewed = now
@@ -103,19 +112,30 @@ class Settler:
             await self._look()
         due = await self._store.due(AT_ONCE)
         if due:
-            await asyncio.gather(*(self._settle(job.record) for job in due))
+            await asyncio.gather(*(self._settle(job.record, job.payer) for job in due))
+        await self.tell()
+
+    async def tell(self) -> None:
+        """Tell what nobody has told. Raises StoreUnavailable."""
+        while changes := await self._store.untold(self._told):
+            for change in changes:
+                self._tell(change.payer, change.microusd, change.request_id, reason=_REASONS[change.cause])
+            self._told = [change.number for change in changes]
+        self._told = []
 
     async def _look(self) -> None:
         """Renew what is held and goes on, in whichever process its lease was extended; settle what is over."""
         held = list(self._held.items())  # more may come meanwhile
-        left = await asyncio.gather(*(self._store.extend(name, 0) for _, name in held))
-        over = [entry_id for (entry_id, _), seconds in zip(held, left, strict=True) if not seconds]
-        for entry_id in over:
-            await self._store.settle(entry_id, Outcome.AS_RESERVED)
+        left = await asyncio.gather(*(self._store.extend(name, 0) for _, (name, _) in held))
+        over = [(entry_id, payer) for (entry_id, (_, payer)), still in zip(held, left, strict=True) if not still]
+        for entry_id, payer in over:
+            changed = await self._store.settle(entry_id, Outcome.AS_RESERVED)
             del self._held[entry_id]
+            if changed:
+                self._tell(payer, changed, reason="its heartbeats have stopped")
         await self._store.renew(list(self._held))
 
-    async def _settle(self, record: Record) -> None:
+    async def _settle(self, record: Record, payer: Payer | None) -> None:
         try:
             key = self._keys.of_job(record.key_id)
             head, body, whole = await self._get(record.path.encode() + b"/status", key, keep=True)
@@ -133,18 +153,29 @@ class Settler:
                 billed = outcome is Outcome.BILLED and record.price and units
                 amount = self._charge(record.price, units) if billed and units else 0
                 changed = await self._store.settle(record.entry_id, outcome, amount)
-                self._tell(record, head.status, units, changed)
+                payer = payer or Payer(endpoint_id=record.apps[0])
+                self._tell(payer, changed if record.price else None, record.request_id, head.status, units)
         except (UpstreamError, StoreUnavailable, Refusal):  # a Refusal: no key is usable
             pass  # its next turn comes
 
-    def _tell(self, record: Record, status: int, units: str | None, changed_microusd: int) -> None:
+    def _tell(
+        self,
+        payer: Payer | None,
+        changed_microusd: int | None,
+        request_id: str = "",
+        status: int | None = None,
+        units: str | None = None,
+        *,
+        reason: str = "",
+    ) -> None:
         """Leave a line: without it nobody could add up what callers were charged."""
         if self._telemetry is None:
             return
         exchange = self._telemetry.begin()
-        exchange.settled, exchange.request_id, exchange.endpoint_id = True, record.request_id, record.apps[0]
-        exchange.status, exchange.units = status, units
-        exchange.cost_microusd = changed_microusd if record.price else None
+        exchange.settled, exchange.request_id, exchange.reason = True, request_id, reason
+        exchange.status, exchange.units, exchange.cost_microusd = status, units, changed_microusd
+        if payer is not None:
+            exchange.payer, exchange.plan, exchange.endpoint_id = payer, payer.plan, payer.endpoint_id
         self._telemetry.finish(exchange)
 
     async def _get(self, path: bytes, key: Key, *, keep: bool) -> tuple[Head, bytes, bool]:

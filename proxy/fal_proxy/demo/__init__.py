@@ -11,7 +11,7 @@ from pathlib import Path
 
 import msgspec
 
-from fal_proxy.asgi import Scope, read_request
+from fal_proxy.asgi import EXTENSION, Scope, read_request
 from fal_proxy.client import File
 from fal_proxy.demo.playground import TOKENS_MOUNT, Playground
 from fal_proxy.demo.trace import Arrived, Trace
@@ -65,6 +65,7 @@ class Demo:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one ASGI connection."""
         if scope["type"] == "lifespan":
+            scope.get("state", {})[EXTENSION] = self._playground.proxy.unread
             await self._lifespan(receive, send)
             return
         request = read_request(scope)

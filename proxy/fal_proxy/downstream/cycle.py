@@ -159,9 +159,7 @@ class Cycle(RequestResponseCycle):
         self._write(b"%b0\r\n\r\n" % last if self.chunked_encoding and self.scope["method"] != "HEAD" else last)
         self.response_complete = True
         self.message_event.set()
-        if not self.keep_alive:
-            self.transport.close()
-        self.on_response()
+        self.on_response()  # which closes, unless it is to be kept alive
 
     def _framed(self, body: bytes) -> bytes:
         """Return a piece of the body as it goes over the wire. Raises RuntimeError beyond the announced length."""

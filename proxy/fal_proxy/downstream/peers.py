@@ -7,9 +7,9 @@ import ipaddress
 import logging
 import resource
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-from fal_proxy.identity.network import Networks, address_of
+from fal_proxy.identity.network import TrustedProxies, address_of
 
 MAX_PER_PEER = 512  # an IPv4 address or an IPv6 /64
 RESERVED_FILES = 256  # for listeners, logs, the journal, the store and our own questions
@@ -37,9 +37,18 @@ class Place:
 class Peers:
     """The connections of one server, counted by address."""
 
-    def __init__(self, trusted_proxies: Sequence[str] = (), max_connections: int | None = None) -> None:
-        """Take `server.trusted_proxies`, from which many callers come; without `max_connections`, what files allow."""
-        self._trusted = Networks(trusted_proxies)
+    def __init__(
+        self,
+        trusted_proxies: Sequence[str] = (),
+        max_connections: int | None = None,
+        *,
+        trusts: Callable[[str], bool] | None = None,
+    ) -> None:
+        """Take `server.trusted_proxies`, from which many callers come, or what says at any time which they are.
+
+        Without `max_connections` there may be as many as files allow.
+        """
+        self._trusts = trusts or TrustedProxies(trusted_proxies).trusts
         self._max_connections = connections_that_files_allow() if max_connections is None else max_connections
         self._by_key: dict[str, int] = {}
         self._total = 0
@@ -74,7 +83,7 @@ class Peers:
     def _key_of(self, peer: str | None) -> str | None:
         """Return what an address is counted under, None for one that is not counted."""
         address = address_of(peer) if peer else None
-        if address is None or self._trusted.holds(address):
+        if peer is None or address is None or self._trusts(peer):
             return None
         if address.version == 4:
             return str(address)

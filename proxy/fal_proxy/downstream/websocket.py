@@ -19,7 +19,7 @@ from uvicorn.protocols.utils import ClientDisconnected, get_local_addr, get_remo
 from uvicorn.server import ServerState
 
 from fal_proxy.asgi import EXTENSION
-from fal_proxy.downstream.faults import NO_HANDSHAKE
+from fal_proxy.downstream.faults import NO_HANDSHAKE, tell
 from fal_proxy.downstream.flow import HIGH_WATER_BYTES, Lookout
 from fal_proxy.downstream.handshake import Fields, accepted, denied, scope_of, switching
 from fal_proxy.downstream.peers import Place
@@ -96,10 +96,6 @@ class SocketProtocol(End, asyncio.Protocol):
         self._lookout = Lookout(transport, self._loop)
         self._server.connections.add(self)  # type: ignore[arg-type] # a set of uvicorn's own kinds
         self._switch = switching(headers)
-        if self._switch is None:
-            self._write(NO_HANDSHAKE.answer())
-            self._finish()
-            return
         extension = {"raw_target": self._target, "on_departure": self._leaving.append, "socket": self}
         scope = scope_of(
             self._target,
@@ -112,6 +108,10 @@ class SocketProtocol(End, asyncio.Protocol):
             root_path=self._config.root_path,
             state=self._app_state.copy(),
         )
+        if self._switch is None:
+            self._write(NO_HANDSHAKE.answer(tell(self._app_state, NO_HANDSHAKE, scope)))
+            self._finish()
+            return
         task = self._loop.create_task(self.run_asgi(scope))
         self._server.tasks.add(task)
         task.add_done_callback(self._server.tasks.discard)

@@ -72,11 +72,6 @@ class Identities:
             self._alone[caller.id] = known
         return known[1]
 
-    async def close(self) -> None:
-        """Close every source."""
-        for source in self._sources:
-            await source.close()
-
 
 def credential_of(request: Request, *, any_scheme: bool = False) -> str | None:
     """Return the presented credential, "" for one that cannot be ours, None when there is none.

@@ -35,6 +35,7 @@ class Ticket(msgspec.Struct, frozen=True):
     app: str  # as fal's token request names it: an alias, owner/alias, or a whole path
     origin: str | None
     ends: float
+    seconds: int  # of its whole life: so long its use is remembered, whatever the setting says by then
 
     def known(self) -> Caller:
         """Return the caller that it was given to; a page had to be asked for it, so nothing is attached by itself."""
@@ -63,7 +64,7 @@ class Tickets:
 
     def __init__(self, signing_secrets: Sequence[Secret], seconds: int, clock: Callable[[], float] = time.time) -> None:
         """Take the signing secrets oldest first; a ticket lives for `seconds`."""
-        self.seconds = seconds
+        self._seconds = seconds
         self._clock = clock
         self._signer = URLSafeSerializer(
             [secret.reveal() for secret in signing_secrets],
@@ -83,7 +84,8 @@ class Tickets:
             caller.by_network,
             app,
             origin,
-            self._clock() + self.seconds,
+            self._clock() + self._seconds,
+            self._seconds,
         )
         return str(self._signer.dumps(msgspec.to_builtins(ticket)))
 

@@ -76,6 +76,10 @@ class Feed:
             except PriceFileError as error:
                 _log.warning("price_feed.file %s: it is ignored", error)
 
+    def follow(self, settings: PriceFeed, named: Collection[str], file: PriceFile | None) -> None:
+        """Go by other settings from now on; what is known stays known, and goes into the file with the next price."""
+        self._settings, self._named, self._file = settings, frozenset(named), file
+
     @property
     def known(self) -> int:
         """Return how many prices are fetched, old ones included."""

@@ -27,7 +27,7 @@ class PriceList:
     """The prices of one deployment."""
 
     def __init__(self, prices: Prices, feed: Feed | None = None) -> None:
-        """Take the operator's prices and, where it is on, the feed, which is closed with this."""
+        """Take the operator's prices and, where it is on, the feed, which is somebody else's to close."""
         self.feed = feed
         self._prices = prices
 
@@ -41,20 +41,32 @@ class PriceList:
             price = await self.feed.price_of(plain)
         return self._prices.default if price is None else price
 
-    async def close(self) -> None:
-        """Close the feed."""
+    def follow(self, settings: Settings, folder: Path, route: Route) -> None:
+        """Let the feed go by these settings, which this list was made of."""
         if self.feed is not None:
-            await self.feed.close()
+            file = price_file(settings, folder, PlatformApi.address(route))
+            self.feed.follow(settings.price_feed, _unpriced(settings, self._prices), file)
 
 
-def open_price_list(settings: Settings, prices: Prices, folder: Path, route: Route, keys: KeyPool) -> PriceList:
-    """Return the price list that the settings describe; paths are relative to `folder`."""
-    feed = settings.price_feed
-    if feed.mode == "off":
+def open_price_list(
+    settings: Settings, prices: Prices, folder: Path, route: Route, keys: KeyPool, kept: Feed | None = None
+) -> PriceList:
+    """Return the price list that the settings describe; paths are relative to `folder`. Close its feed.
+
+    `kept` is the feed of the settings before them, which goes on if there is to be one.
+    """
+    if settings.price_feed.mode == "off":
         return PriceList(prices)
+    if kept is not None:
+        return PriceList(prices, kept)
     api = PlatformApi(route, OwnCalls(seconds=ASK_SECONDS, max_bytes=MAX_BYTES, connections=1))
-    named = [name for name in exact_ids(settings.plans.values()) if prices.named_price_of(name) is None]
-    return PriceList(prices, Feed(feed, api, keys, named, price_file(settings, folder, api.address(route))))
+    file = price_file(settings, folder, api.address(route))
+    return PriceList(prices, Feed(settings.price_feed, api, keys, _unpriced(settings, prices), file))
+
+
+def _unpriced(settings: Settings, prices: Prices) -> list[str]:
+    """Return the ids that plans name and prices do not: fal is asked about them first."""
+    return [name for name in exact_ids(settings.plans.values()) if prices.named_price_of(name) is None]
 
 
 def price_file(settings: Settings, folder: Path, source: str) -> PriceFile | None:

@@ -17,6 +17,8 @@ from typing import Literal, NamedTuple, Protocol
 
 import msgspec
 
+from fal_proxy.exchange import Payer
+
 RECORD_SECONDS = 24 * 3600.0
 JOB_LEASE_SECONDS = 3600.0
 SLOTS = 60  # hits are counted in this many slots per window, and hold their place up to one slot longer
@@ -79,6 +81,7 @@ class Ask(msgspec.Struct, frozen=True):  # made for every request: a struct cost
     records: bool = False  # an ownership will have to be recorded
     told: int | None = None  # only the states of the first so many rates are wanted; a store may give more
     marks: tuple[str, ...] = ()  # none of these names may be marked; judged before everything else
+    payer: Payer | None = None  # of the entry
 
 
 class RateState(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -144,6 +147,27 @@ class Due:
 
     record: Record
     attempt: int
+    payer: Payer | None = None
+
+
+class Cause(enum.Enum):
+    """Why a charge changed with nobody there to tell of it."""
+
+    LEASE_END = "lease_end"  # nobody knows how it ended, and the time for it is over
+    LOST = "lost"  # the process that answered it died
+    LATE = "late"  # it was settled as it should be, but the store's answer did not come in time
+    ANOTHER = "another"  # it was settled by what another caller asked
+    APART = "apart"  # it was to be told with an entry that was settled before
+
+
+class Change(NamedTuple):
+    """By how much what an entry is charged has changed, for the settler to tell of."""
+
+    number: int  # of this change, in this store
+    microusd: int
+    cause: Cause
+    payer: Payer | None = None
+    request_id: str = ""  # of the entry's job
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +183,7 @@ class Question:
 class Store(Protocol):
     """The contract. Methods raise StoreUnavailable when the store cannot answer in time.
 
-    `settle`, `completed` and `hasten` may instead be carried out later: they are idempotent.
+    `settle`, `completed` and `hasten` may instead be carried out later: they may be repeated.
     """
 
     @property
@@ -172,11 +196,23 @@ class Store(Protocol):
     async def submitted(self, record: Record, lease_seconds: float = JOB_LEASE_SECONDS) -> None:
         """Record the ownership of a request id; durable on return. Its entry stays open until settled or leased out."""
 
-    async def settle(self, entry_id: str, outcome: Outcome, amount_microusd: int = 0) -> int:
+    async def settle(
+        self, entry_id: str, outcome: Outcome, amount_microusd: int = 0, *, by: Payer | None = None, onto: str = ""
+    ) -> int:
         """Replace an entry's reservation and free its slot; return by how much what it is charged has changed.
 
         BILLED replaces whatever was settled before, with `amount_microusd`; RELEASED and AS_RESERVED settle an open
-        entry only. Unknown entries are ignored. What is carried out later counts as no change.
+        entry only. Unknown entries are ignored.
+
+        Whoever calls tells of the change that is returned. Of every other one `untold` tells, and this returns 0: of what
+        is carried out later, and of what is settled `by` somebody who is not the entry's payer. With `onto`, another
+        entry that is still open, the change is kept there, and returned when that one is settled.
+        """
+
+    async def untold(self, told: Sequence[int] = ()) -> Sequence[Change]:
+        """Return charges that changed with nobody there to tell of it, none without any, each to one process only.
+
+        Whoever has told of them names their numbers in the next call, at once; until then they are only lent.
         """
 
     async def completed(self, request_id: str) -> None:

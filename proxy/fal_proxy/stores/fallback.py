@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from fal_proxy.errors import StoreUnavailable
-from fal_proxy.stores import JOB_LEASE_SECONDS, Ask, Due, Outcome, Question, Record, Standing, Store, Verdict
+from fal_proxy.exchange import Payer
+from fal_proxy.stores import JOB_LEASE_SECONDS, Ask, Change, Due, Outcome, Question, Record, Standing, Store, Verdict
 from fal_proxy.stores.memory import MemoryStore
 
 
@@ -41,12 +42,18 @@ class FallbackStore:
         """Record in the shared store only."""
         await self._shared.submitted(record, lease_seconds)
 
-    async def settle(self, entry_id: str, outcome: Outcome, amount_microusd: int = 0) -> int:
+    async def settle(
+        self, entry_id: str, outcome: Outcome, amount_microusd: int = 0, *, by: Payer | None = None, onto: str = ""
+    ) -> int:
         """Settle where the entry was admitted."""
         if entry_id in self._local_entries:
             self._local_entries.discard(entry_id)
             return await self._local.settle(entry_id, outcome, amount_microusd)
-        return await self._shared.settle(entry_id, outcome, amount_microusd)
+        return await self._shared.settle(entry_id, outcome, amount_microusd, by=by, onto=onto)
+
+    async def untold(self, told: Sequence[int] = ()) -> Sequence[Change]:
+        """Ask the shared store: what is admitted locally costs nothing."""
+        return await self._shared.untold(told)
 
     async def completed(self, request_id: str) -> None:
         """Note it in the shared store."""

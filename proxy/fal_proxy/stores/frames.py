@@ -21,7 +21,8 @@ from fal_proxy.stores.holdings import Put
 _HEAD = struct.Struct("<III")
 _CHECKED = struct.Struct("<II")  # the part of the head that its own checksum covers
 _LIST = struct.Struct(">BI")  # MessagePack's head of a list, so that puts encoded one by one make one payload
-TITLE: Put = ("fal-proxy journal", 1)  # the first put of each segment, with the format's version
+TITLE: Put = ("fal-proxy journal", 2)  # the first put of each segment, with the format's version
+_READ: tuple[Put, ...] = (("fal-proxy journal", 1), TITLE)  # 1: entries did not name their payers
 COMPLETE: Put = ("complete",)  # the last of a snapshot
 REMEDY = (
     "restore the folder from a backup, or move it away and lose what was spent and who owns which request"
@@ -107,7 +108,7 @@ def repeat(state: Journalled, path: Path, *, last: bool) -> bool:
         puts, whole = next(frames(file), ([("",)], 0))
         if puts[0][0] != TITLE[0]:
             raise ValueError(f"is not a segment of a journal: {REMEDY}")
-        if puts[0] != TITLE:
+        if puts[0] not in _READ:
             raise ValueError("was written by a newer version of fal-proxy: start that one")
         for puts, end in frames(file):
             for put in puts:

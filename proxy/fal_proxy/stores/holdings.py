@@ -6,7 +6,8 @@ from typing import Any
 
 import msgspec
 
-from fal_proxy.stores import Outcome, Record
+from fal_proxy.exchange import Payer
+from fal_proxy.stores import Change, Outcome, Record
 
 Name = tuple[str, str, str]  # of a purse: key, period, the period's label
 Put = tuple[Any, ...]
@@ -35,6 +36,8 @@ class Entry(msgspec.Struct, gc=False):  # one for every paid request; nothing in
     request_id: str = ""
     outcome: Outcome | None = None
     charged: int = 0
+    payer: Payer | None = None
+    onto: int = 0  # what others have put onto it, to be told when it is settled
 
 
 class Job(msgspec.Struct, gc=False):
@@ -50,7 +53,12 @@ def entry_put(entry: Entry) -> Put:
     """Return an entry as it is written down."""
     outcome = None if entry.outcome is None else entry.outcome.value
     reserved = (entry.id, entry.amount, entry.purses, entry.slots, entry.price, entry.lease_end)
-    return ("entry", *reserved, entry.request_id, outcome, entry.charged)
+    return ("entry", *reserved, entry.request_id, outcome, entry.charged, entry.payer, entry.onto)
+
+
+def untold_put(change: Change) -> Put:
+    """Return a change that is to be told as it is written down."""
+    return ("untold", change.number, change.microusd, change.cause.value, change.payer, change.request_id)
 
 
 def record_fields(record: Record) -> tuple[Any, ...]:

@@ -8,15 +8,20 @@ is nothing but a put of everything. See `journal` for when a group is on disk.
 
 from __future__ import annotations
 
+import asyncio
+import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from fal_proxy.errors import StoreUnavailable
+from fal_proxy.exchange import Payer
 from fal_proxy.stores import (
     JOB_LEASE_SECONDS,
     SLOTS,
     Ask,
+    Cause,
+    Change,
     Denial,
     Due,
     Outcome,
@@ -40,6 +45,7 @@ if TYPE_CHECKING:
 CONCURRENCY_RETRY_SECONDS = 5.0
 # An admission that never hears of its end, and that nobody renews, belongs to a request that is no longer answered.
 REQUEST_LEASE_SECONDS = 2 * 3600.0
+UNTOLD_AT_ONCE = 100
 
 
 class MemoryStore:
@@ -88,18 +94,19 @@ class MemoryStore:
                 told -= 1
                 states.append(window.state(rate.limit, seconds, now))
         if record is not None:
-            state.polled(record.request_id, now)
+            state.asks.polled(record.request_id, now)
         if ask.entry_id:
             slots = tuple([limit.key for limit in ask.concurrency])
             names = tuple([charged[0] for charged in purses])
             lease_end = now + REQUEST_LEASE_SECONDS
-            entry = Entry(ask.entry_id, ask.amount_microusd, names, slots, ask.price, lease_end)
+            entry = Entry(ask.entry_id, ask.amount_microusd, names, slots, ask.price, lease_end, payer=ask.payer)
             state.open(entry, purses)
             if self._journal is not None:
                 try:
                     await self._durable()
-                except StoreUnavailable:
-                    state.settle(entry, Outcome.RELEASED, 0)  # the request is refused, so nobody else would
+                except (StoreUnavailable, asyncio.CancelledError):
+                    state.settle(entry, Outcome.RELEASED, 0)  # the request goes no further, so nobody else would
+                    self._flush()
                     raise
         return Verdict(rates=tuple(states), record=record)
 
@@ -141,7 +148,9 @@ class MemoryStore:
         self.state.own(record, now, now + lease_seconds)
         await self._durable()
 
-    async def settle(self, entry_id: str, outcome: Outcome, amount_microusd: int = 0) -> int:
+    async def settle(
+        self, entry_id: str, outcome: Outcome, amount_microusd: int = 0, *, by: Payer | None = None, onto: str = ""
+    ) -> int:
         """Replace an entry's reservation and free its slot; return the change of its charge."""
         self._tick()
         entry = self.state.entries.get(entry_id)
@@ -150,9 +159,23 @@ class MemoryStore:
         if outcome is not Outcome.BILLED:
             amount_microusd = entry.amount if outcome is Outcome.AS_RESERVED else 0
         more = self.state.settle(entry, outcome, amount_microusd)
+        if onto:
+            self.state.put_onto(onto, entry, more)
+            more = 0
+        elif by is not None and is_another(by, entry.payer):
+            self.state.leave(entry, more, Cause.ANOTHER)
+            more = 0
         if self._journal is not None:
             self._flush()
         return more
+
+    async def untold(self, told: Sequence[int] = ()) -> Sequence[Change]:
+        """Return charges that changed with nobody there to tell of it."""
+        self._tick()
+        for number in told:
+            self.state.told(number)
+        self._flush()
+        return list(itertools.islice(self.state.untold.values(), UNTOLD_AT_ONCE))
 
     async def completed(self, request_id: str) -> None:
         """Note that fal called the job COMPLETED."""
@@ -173,7 +196,8 @@ class MemoryStore:
         now = self._tick()
         claimed: list[Due] = []
         while len(claimed) < limit and (job := self.state.claim(now)) is not None:
-            claimed.append(Due(self.state.records[job[0]], job[1]))
+            entry = self.state.entry_of(job[0])
+            claimed.append(Due(self.state.records[job[0]], job[1], entry.payer if entry is not None else None))
         self._flush()
         return claimed
 
@@ -249,7 +273,7 @@ class MemoryStore:
     def _adopt(self) -> None:
         self._tick()
         for entry in [entry for entry in self.state.entries.values() if entry.outcome is None and not entry.request_id]:
-            self.state.settle(entry, Outcome.AS_RESERVED, entry.amount)
+            self.state.leave(entry, self.state.settle(entry, Outcome.AS_RESERVED, entry.amount), Cause.LOST)
 
     def _flush(self) -> None:
         if self._journal is not None:
@@ -259,6 +283,11 @@ class MemoryStore:
         self._flush()
         if self._journal is not None:
             await self._journal.durable()
+
+
+def is_another(payer: Payer, of_entry: Payer | None) -> bool:
+    """Say whether what one pays for is charged to somebody else; of an older version's entries nobody knows."""
+    return of_entry is not None and payer[:2] != of_entry[:2]
 
 
 def owns(record: Record, question: Owns) -> bool:

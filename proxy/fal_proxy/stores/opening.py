@@ -30,7 +30,11 @@ def is_shared(url: str) -> bool:
     parts = urlsplit(url)
     if parts.scheme not in _REDIS:
         return False
-    if not parts.hostname or parts.port == 0:
+    try:
+        named = parts.hostname and parts.port != 0
+    except ValueError:  # its own text would show what may be a piece of a password
+        named = False
+    if not named:
         raise ValueError("must name a host: redis://host[:port][/database]")
     return True
 

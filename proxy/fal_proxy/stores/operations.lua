@@ -1,5 +1,4 @@
 -- The operations of RedisStore, on top of store.lua. Each takes its decoded argument and returns its reply.
-
 -- Returns a refusal or nothing; leaves with each budget what opening an entry needs.
 local function judge(ask, windows)
   for at, rate in ipairs(ask.rates) do
@@ -32,7 +31,7 @@ end
 local function open(ask)
   local entry = {
     amount = ask.amount_microusd, price = ask.price, purses = {}, slots = {},
-    request_id = '', outcome = '', charged = 0,
+    request_id = '', outcome = '', charged = 0, payer = ask.payer,
   }
   for _, limit in ipairs(ask.concurrency) do
     local slots = P .. 'slots:' .. limit[1]
@@ -148,29 +147,6 @@ function operations.submitted(submission)
   end
 end
 
-function operations.settle(settlement)
-  local id, outcome, amount = unpack(settlement)
-  local name = P .. 'entry:' .. id
-  local entry = load(name)
-  if not entry or (entry.outcome ~= '' and entry.dies and entry.dies <= now) then
-    return
-  end
-  if outcome ~= 'billed' then
-    if entry.outcome ~= '' then
-      return
-    end
-    amount = outcome == 'as_reserved' and entry.amount or 0
-  end
-  local more = amount - entry.charged
-  settle(id, entry, outcome, amount)
-  if entry.request_id ~= '' then
-    keep(name, entry)
-  else
-    call('DEL', name)
-  end
-  return more
-end
-
 function operations.completed(request_id)
   local record = find(request_id)
   if not record or record.completed then
@@ -210,7 +186,7 @@ function operations.due(limit)
     local entry = record and load(P .. 'entry:' .. record.entry_id)
     local late = entry and entry.outcome == 'as_reserved' and record.attempt < (record.late_asks or 0)
     if entry and (entry.outcome == '' or late) then
-      claimed[#claimed + 1] = { record = record, attempt = record.attempt }
+      claimed[#claimed + 1] = { record = record, attempt = record.attempt, payer = entry.payer }
       record.attempt = record.attempt + 1
       keep(P .. 'record:' .. id, record)
       ask_at(id, now + math.min(FIRST_ASK * 2 ^ record.attempt, LONGEST_ASK), 'XX')

@@ -7,13 +7,16 @@ Keys, all under `fal-proxy:`, and when they end:
     rate:<window seconds>:<key>    hits in slots; a window and two slots after the last hit
     slots:<key>                    set of entry ids that hold a slot; 26 h after the last one was taken
     purse:<period>:<label>:<key>   hash spent, reserved; 27 h after the period, never for total
-    entry:<entry id>               one reservation, or the word `void`; 26 h, 3 min when void
+    entry:<entry id>               one reservation; 26 h. The word `void` when it was given up, 3 min; and, with what its
+                                   end has changed, in place of one that has ended, 10 min
     record:<request id>            one ownership; 24 h
     owner:<identity>, records      request ids by age, to evict a flood's oldest; 24 h after the last
     leases                         entry ids by the end of their lease; 26 h after the last
     cover:<name>                   until when something is covered; then
     marks                          hash of what is marked, and since when; never
     asks                           request ids by the settler's next question; 24 h after the last
+    changes, untold, tellable      how many changes of charges nobody was there to tell of, these by number, and the
+                                   numbers by the moment from which a process may tell of them; until told
 
 Every operation is one script and one round trip; its time is Redis' own. Redis must not evict (`maxmemory-policy
 noeviction`); what it loses in a crash or a failover is as much as its persistence allows.
@@ -25,7 +28,8 @@ restarted by someone who accepts that.
 **Unknown outcomes.** An admission whose answer did not come, or whose caller left, may have happened. Its entry is
 voided as soon as Redis answers: released if it is there, refused if it arrives later. At most LATER_MOST such notes wait
 in memory; what is lost of them (a crash, an overflow) ends with its lease, 90 s. Settlements wait in the same queue
-instead of raising, and an ownership that could not be recorded is both raised and repeated. All of them may be repeated.
+instead of raising, and an ownership that could not be recorded is both raised and repeated. All of them may be repeated:
+a settlement under its mark, so that what it has changed is told once, by whichever process asks for what is untold.
 
 A process that dies stops renewing: its entries without a request id are charged as reserved 90 s later.
 """
@@ -34,6 +38,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import itertools
 import uuid
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -44,11 +49,13 @@ import msgspec
 from redis.exceptions import ResponseError
 
 from fal_proxy.errors import StoreUnavailable
+from fal_proxy.exchange import Payer
 from fal_proxy.stores import (
     JOB_LEASE_SECONDS,
     RECORD_SECONDS,
     SLOTS,
     Ask,
+    Change,
     Due,
     Outcome,
     Question,
@@ -57,6 +64,7 @@ from fal_proxy.stores import (
     Standing,
     Usage,
     Verdict,
+    asks,
     holdings,
     state,
 )
@@ -67,19 +75,21 @@ MOST_MICROUSD = 2**52  # Lua counts in doubles: of a sum of two that are larger,
 LATER_MOST = 10_000
 # Without a request id: how long an entry outlives its process. `renew` all of them at least three times as often.
 REQUEST_LEASE_SECONDS = 90.0
+TOMBSTONE_SECONDS = 600.0  # how long Redis knows what the settlement of an ended entry has changed, if nobody heard it
 _HERE = Path(__file__).parent
 _CONSTANTS = {
     "SLOTS": SLOTS,
     "RECORD": RECORD_SECONDS,
     "REQUEST_LEASE": REQUEST_LEASE_SECONDS,
-    "FIRST_ASK": state.FIRST_ASK_SECONDS,
-    "LONGEST_ASK": state.LONGEST_ASK_SECONDS,
-    "LATE_ASKS": state.LATE_ASKS,
+    "TOMBSTONE": TOMBSTONE_SECONDS,
+    "FIRST_ASK": asks.FIRST_ASK_SECONDS,
+    "LONGEST_ASK": asks.LONGEST_ASK_SECONDS,
+    "LATE_ASKS": asks.LATE_ASKS,
     "CONCURRENCY_RETRY": CONCURRENCY_RETRY_SECONDS,
 }
 SOURCE = "".join(
     [f"local {name} = {value:.0f}\n" for name, value in _CONSTANTS.items()]
-    + [(_HERE / name).read_text("utf-8") for name in ("store.lua", "operations.lua")]
+    + [(_HERE / name).read_text("utf-8") for name in ("store.lua", "settling.lua", "operations.lua")]
 )
 _SHA = hashlib.sha1(SOURCE.encode(), usedforsecurity=False).hexdigest()
 
@@ -98,6 +108,7 @@ class RedisStore:
         self._lost = False
         self._later: deque[tuple[str, object]] = deque(maxlen=LATER_MOST)
         self._sender: asyncio.Task[None] | None = None
+        self._marks = itertools.count()
 
     @property
     def may_be_marked(self) -> bool:
@@ -141,12 +152,19 @@ class RedisStore:
             self._send_later("submitted", submission)
             raise
 
-    async def settle(self, entry_id: str, outcome: Outcome, amount_microusd: int = 0) -> int:
+    async def settle(
+        self, entry_id: str, outcome: Outcome, amount_microusd: int = 0, *, by: Payer | None = None, onto: str = ""
+    ) -> int:
         """Replace an entry's reservation and free its slot; later, if Redis is away now, and 0 is returned."""
         if amount_microusd > MOST_MICROUSD:
             raise ValueError(f"amounts above {MOST_MICROUSD} micro-dollars cannot be counted exactly in Redis")
-        reply = await self._now_or_later("settle", (entry_id, outcome, amount_microusd))
+        asked = (entry_id, outcome, amount_microusd, by, onto, f"{self._proposal[:12]}-{next(self._marks):x}")
+        reply = await self._now_or_later("settle", (*asked, False), (*asked, True))
         return 0 if reply is None else int(msgspec.msgpack.decode(reply, type=float))
+
+    async def untold(self, told: Sequence[int] = ()) -> Sequence[Change]:
+        """Return charges that changed with nobody there to tell of it; those of a process that died come again."""
+        return await self._ask("untold", told, list[Change])
 
     async def completed(self, request_id: str) -> None:
         """Note that fal called the job COMPLETED; later, if Redis is away now."""
@@ -236,14 +254,14 @@ class RedisStore:
             self._epoch = self._epoch or epoch.decode()
         return reply
 
-    async def _now_or_later(self, operation: str, argument: object) -> Any:
+    async def _now_or_later(self, operation: str, argument: object, repeated: object = None) -> Any:
         try:
             return await self._run(operation, argument)
         except StoreUnavailable:
-            self._send_later(operation, argument)
+            self._send_later(operation, repeated or argument)
             return None
         except asyncio.CancelledError:
-            self._send_later(operation, argument)
+            self._send_later(operation, repeated or argument)
             raise
 
     def _send_later(self, operation: str, argument: object) -> None:

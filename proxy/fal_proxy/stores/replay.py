@@ -7,17 +7,25 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from fal_proxy.stores import Outcome, Record
-from fal_proxy.stores.holdings import Entry, Name, Purse, Put, entry_put, record_fields
+from fal_proxy.exchange import Payer
+from fal_proxy.stores import Cause, Change, Outcome, Record
+from fal_proxy.stores.holdings import Entry, Name, Purse, Put, entry_put, record_fields, untold_put
 from fal_proxy.stores.marks import drop_window, mark, unmark
 from fal_proxy.stores.state import State
 from fal_proxy.stores.windows import Window
+
+
+def _add_untold(state: State, number: int, microusd: int, cause: str, payer: list[str] | None, job: str) -> None:
+    state.untold[number] = Change(number, microusd, Cause(cause), _payer(payer), job)
+
 
 _REPEATED: dict[str, Callable[..., object]] = {
     "hit": State.hit,
     "cover": State.cover,
     "mark": mark,
     "no mark": unmark,
+    "untold": _add_untold,
+    "told": State.told,
     "no window": drop_window,
 }
 
@@ -58,6 +66,7 @@ def snapshot(state: State) -> Iterator[Put]:
     for entry_id in list(state.entries):
         if (entry := state.entries.get(entry_id)) is not None:
             yield entry_put(entry)
+    yield from _untold(state)
     for request_id in list(state.born):  # the records' keys; an OrderedDict takes forty times as long to list
         if (record := state.records.get(request_id)) is not None:
             yield ("record", state.born[request_id], *record_fields(record))
@@ -65,6 +74,12 @@ def snapshot(state: State) -> Iterator[Put]:
         for key in list(dict.__iter__(state.windows[seconds])):  # in no order, and so without that cost
             if (window := state.windows[seconds].get(key)) is not None:
                 yield ("window", key, seconds, window.dump())
+
+
+def _untold(state: State) -> Iterator[Put]:
+    for number in list(state.untold):
+        if (change := state.untold.get(number)) is not None:
+            yield untold_put(change)
 
 
 def apply(state: State, put: Put) -> None:
@@ -104,6 +119,7 @@ def arrange(state: State) -> None:
     state.born, state.records, state._by_owner = {}, OrderedDict(), {}
     for request_id in sorted(records, key=born.__getitem__):
         state.add_record(records[request_id], born[request_id])
+    state.untold = dict(sorted(state.untold.items()))
     for seconds, windows in state.windows.items():
         state.windows[seconds] = OrderedDict(sorted(windows.items(), key=lambda item: item[1].newest))
     # Purses and leases that are over by now have left their ends behind.
@@ -126,10 +142,12 @@ def _apply_purse(state: State, name: Name, purse: Purse) -> None:
 def _apply_entry(state: State, values: list[Any]) -> None:
     if (old := state.entries.get(values[0])) is not None:
         state.free(old)
-    id_, amount, purses, slots, price, lease_end, request_id, outcome, charged = values
+    id_, amount, purses, slots, price, lease_end, request_id, outcome, charged, *told = values
     entry = Entry(id_, amount, tuple(_name(name) for name in purses), tuple(slots), price, lease_end, request_id)
     entry.outcome = None if outcome is None else Outcome(outcome)
     entry.charged = charged
+    if told:  # since version 2
+        entry.payer, entry.onto = _payer(told[0]), told[1]
     state.entries[id_] = entry
     for slot in entry.slots:
         state.slots[slot] = state.slots.get(slot, 0) + 1
@@ -142,7 +160,11 @@ def _apply_record(state: State, values: list[Any]) -> None:
         state.records[request_id] = record
     else:
         state.add_record(record, born)
-        state.watch(request_id, born)
+        state.asks.watch(request_id, born)
+
+
+def _payer(value: list[str] | None) -> Payer | None:
+    return None if value is None else Payer(*value)
 
 
 def _name(value: list[str]) -> Name:

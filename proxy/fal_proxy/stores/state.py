@@ -12,8 +12,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from fal_proxy.stores import RECORD_SECONDS, Outcome, Rate, RateState, Record
-from fal_proxy.stores.holdings import Charged, Entry, Job, Name, Purse, Put, entry_put, flooder, record_fields
+from fal_proxy.stores import RECORD_SECONDS, Cause, Change, Outcome, Rate, RateState, Record
+from fal_proxy.stores.asks import FIRST_ASK_SECONDS, LATE_ASKS, Asks
+from fal_proxy.stores.holdings import Charged, Entry, Name, Purse, Put, entry_put, flooder, record_fields, untold_put
 from fal_proxy.stores.windows import Window, drop_idle
 
 # A flood of submits evicts the flooder's own oldest records, then the oldest of all.
@@ -22,9 +23,6 @@ MAX_RECORDS = 500_000
 _DROPPED_AT_ONCE = 4
 _CLOCK_SECONDS = 60.0
 _LEASE_LOOK_SECONDS = 60.0  # less than any lease
-FIRST_ASK_SECONDS = 10.0
-LONGEST_ASK_SECONDS = 60.0
-LATE_ASKS = 3
 # After its period a purse is kept until no entry can be settled against it any more.
 _PURSE_GRACE_SECONDS = RECORD_SECONDS + 3 * 3600.0
 
@@ -42,8 +40,7 @@ class State:
     records: OrderedDict[str, Record] = field(default_factory=OrderedDict)  # oldest first
     born: dict[str, float] = field(default_factory=dict)
     _by_owner: dict[str, OrderedDict[str, None]] = field(default_factory=dict)
-    _jobs: dict[str, Job] = field(default_factory=dict)
-    _asks: list[tuple[float, str]] = field(default_factory=list)
+    asks: Asks = field(default_factory=Asks)
     requests: dict[str, Entry] = field(default_factory=dict)  # open entries that belong to no job, or not yet
     leases: list[tuple[float, str]] = field(default_factory=list)  # of jobs
     _leases_from: float = 0.0  # no lease in `requests` ends before
@@ -51,6 +48,7 @@ class State:
     covers: dict[str, float] = field(default_factory=dict)  # until when each is covered
     marks: dict[str, float] = field(default_factory=dict)  # since when; `marks` changes them
     _cover_ends: list[tuple[float, str]] = field(default_factory=list)
+    untold: dict[int, Change] = field(default_factory=dict)  # by number; oldest first
     _puts: list[Put] = field(default_factory=list)
 
     def note_clock(self, now: float) -> None:
@@ -112,7 +110,10 @@ class State:
             entry.lease_end = lease_end
 
     def settle(self, entry: Entry, outcome: Outcome, amount: int) -> int:
-        """Replace the reservation, or an earlier settlement, by a charge, and return the change; free the slots."""
+        """Replace the reservation, or an earlier settlement, by a charge, and free the slots.
+
+        Return the change, and what was put onto the entry: all that is to be told now.
+        """
         more, freed = amount - entry.charged, entry.amount if entry.outcome is None else 0
         for name in entry.purses:
             purse = self.purses.get(name)
@@ -125,6 +126,7 @@ class State:
             if self.written_down:
                 self._put_purse(name, purse)
         entry.outcome, entry.charged = outcome, amount
+        more, entry.onto = more + entry.onto, 0
         self.requests.pop(entry.id, None)
         self.free(entry)
         if entry.request_id:
@@ -132,6 +134,27 @@ class State:
         else:
             self._drop_entry(entry.id)
         return more
+
+    def put_onto(self, name: str, entry: Entry, change: int) -> None:
+        """Keep a change, to be told with another entry, or by itself if that one is not open."""
+        other = self.entries.get(name)
+        if other is None or other.outcome is not None:
+            self.leave(entry, change, Cause.APART)
+        else:
+            other.onto += change
+            self.put_entry(other)
+
+    def leave(self, entry: Entry, change: int, cause: Cause) -> None:
+        """Keep a change that nobody is there to tell of."""
+        if change:
+            number = next(reversed(self.untold), 0) + 1
+            self.untold[number] = Change(number, change, cause, entry.payer, entry.request_id)
+            self._put(*untold_put(self.untold[number]))
+
+    def told(self, number: int) -> None:
+        """Forget a change: it has been told."""
+        if self.untold.pop(number, None) is not None:
+            self._put("told", number)
 
     def free(self, entry: Entry) -> None:
         """Give an entry's slots back."""
@@ -172,7 +195,7 @@ class State:
             self.requests.pop(entry.id, None)
             heapq.heappush(self.leases, (lease_end, entry.id))
             self.put_entry(entry)
-            self.watch(record.request_id, now + FIRST_ASK_SECONDS)
+            self.asks.watch(record.request_id, now + FIRST_ASK_SECONDS)
         self._put("record", now, *record_fields(record))
         mine = self._by_owner[flooder(record.owners)]
         if len(mine) > MAX_RECORDS_PER_OWNER:
@@ -203,51 +226,20 @@ class State:
             self.free(entry)
             self.put_entry(entry)
 
-    def watch(self, request_id: str, when: float) -> None:
-        """Let the settler ask about a job from `when` on."""
-        heapq.heappush(self._asks, (when, request_id))
-        self._jobs[request_id] = Job(when, 0, when)
+    def entry_of(self, request_id: str) -> Entry | None:
+        """Return the entry that pays for a job."""
+        record = self.records.get(request_id)
+        return None if record is None else self.entries.get(record.entry_id)
 
     def hasten(self, request_id: str, now: float) -> None:
         """Let the settler ask now, a few times even about a job that only the end of its lease has settled."""
-        record = self.find(request_id, now)
-        entry = self.entries.get(record.entry_id) if record is not None else None
+        entry = self.entry_of(request_id) if self.find(request_id, now) is not None else None
         if entry is not None and entry.outcome in (None, Outcome.AS_RESERVED):
-            self._jobs[request_id] = Job(now, 0, now, 0 if entry.outcome is None else LATE_ASKS)
-            heapq.heappush(self._asks, (now, request_id))
-
-    def polled(self, request_id: str, now: float) -> None:
-        """Let the settler wait: somebody asks about the job already."""
-        job = self._jobs.get(request_id)
-        if job is not None:
-            job.next_ask, job.attempt = now + FIRST_ASK_SECONDS, 0
-            if job.next_ask < job.queued:
-                self._queue(request_id, job)
+            self.asks.watch(request_id, now, 0 if entry.outcome is None else LATE_ASKS)
 
     def claim(self, now: float) -> tuple[str, int] | None:
         """Return the request id and attempt of a job that is due, None when none is; its next turn comes later."""
-        while self._asks and self._asks[0][0] <= now:
-            when, request_id = heapq.heappop(self._asks)
-            job = self._jobs.get(request_id)
-            if job is None or when != job.queued:
-                continue
-            record = self.records.get(request_id)
-            entry = self.entries.get(record.entry_id) if record is not None else None
-            late = entry is not None and entry.outcome is Outcome.AS_RESERVED and job.attempt < job.late_asks
-            if entry is None or (entry.outcome is not None and not late):
-                del self._jobs[request_id]
-            elif job.next_ask > now:
-                self._queue(request_id, job)
-            else:
-                job.attempt += 1
-                job.next_ask = now + min(FIRST_ASK_SECONDS * 2**job.attempt, LONGEST_ASK_SECONDS)
-                self._queue(request_id, job)
-                return request_id, job.attempt - 1
-        return None
-
-    def _queue(self, request_id: str, job: Job) -> None:
-        job.queued = job.next_ask
-        heapq.heappush(self._asks, (job.queued, request_id))
+        return self.asks.claim(now, self.entry_of)
 
     # The end of things
 
@@ -255,13 +247,13 @@ class State:
         """Drop a little of what is over: O(1) whatever the size."""
         if self._leases_from <= now:
             for entry in [entry for entry in self.requests.values() if entry.lease_end <= now]:
-                self.settle(entry, Outcome.AS_RESERVED, entry.amount)
+                self.leave(entry, self.settle(entry, Outcome.AS_RESERVED, entry.amount), Cause.LEASE_END)
             ends = [entry.lease_end for entry in self.requests.values()]
             self._leases_from = min(ends, default=now + _LEASE_LOOK_SECONDS)
         while self.leases and self.leases[0][0] <= now:
             job = self.entries.get(heapq.heappop(self.leases)[1])
             if job is not None and job.outcome is None:
-                self.settle(job, Outcome.AS_RESERVED, job.amount)
+                self.leave(job, self.settle(job, Outcome.AS_RESERVED, job.amount), Cause.LEASE_END)
         if self.records:
             for _ in range(_DROPPED_AT_ONCE):
                 oldest = next(iter(self.records), None)
@@ -281,7 +273,7 @@ class State:
         """Forget a record; its entry ends with its lease if it is still open."""
         record = self.records.pop(request_id)
         self.born.pop(request_id, None)
-        self._jobs.pop(request_id, None)
+        self.asks.forget(request_id)
         mine = self._by_owner[flooder(record.owners)]
         mine.pop(request_id, None)
         if not mine:

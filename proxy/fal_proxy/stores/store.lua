@@ -5,7 +5,7 @@
 -- is MessagePack too: cjson would round money to 14 digits, and Redis itself cuts Lua's numbers to integers.
 -- All judging comes before the first write, because Redis rolls nothing back.
 --
--- SLOTS, RECORD, REQUEST_LEASE, FIRST_ASK, LONGEST_ASK, LATE_ASKS and CONCURRENCY_RETRY come from Python, where they are defined.
+-- SLOTS, RECORD, REQUEST_LEASE, TOMBSTONE, FIRST_ASK, LONGEST_ASK, LATE_ASKS and CONCURRENCY_RETRY come from Python, where they are defined.
 
 local HOUR = 3600
 local DAY = 24 * HOUR
@@ -14,6 +14,7 @@ local AT_ONCE = 32 -- leftovers ended by one operation
 
 local P = 'fal-proxy:'
 local LEASES, ASKS, RECORDS = P .. 'leases', P .. 'asks', P .. 'records'
+local UNTOLD, TELLABLE = P .. 'untold', P .. 'tellable'
 local call = redis.call
 
 local known = call('MGET', P .. 'epoch', P .. 'now')
@@ -41,9 +42,10 @@ else
   call('SET', P .. 'now', exactly(now))
 end
 
+-- What is void is no entry any more, whatever stands behind the word.
 local function load(name)
   local raw = call('GET', name)
-  return raw and raw ~= 'void' and cmsgpack.unpack(raw) or nil
+  return raw and raw:sub(1, 4) ~= 'void' and cmsgpack.unpack(raw) or nil
 end
 
 local function keep(name, value)
@@ -158,7 +160,19 @@ local function free(id, entry)
   entry.slots = {}
 end
 
+-- Keep a change that nobody is there to tell of.
+local function leave(entry, change, cause)
+  if change ~= 0 then
+    local number = call('INCR', P .. 'changes')
+    local kept = { number, change, cause, entry.payer or {}, entry.request_id or '' }
+    call('HSET', UNTOLD, number, cmsgpack.pack(kept))
+    call('ZADD', TELLABLE, exactly(now), number)
+  end
+end
+
+-- Returns what is to be told: the change, and what was put onto the entry.
 local function settle(id, entry, outcome, amount)
+  local more = amount - entry.charged + (entry.onto or 0)
   for _, purse in ipairs(entry.purses) do
     if call('EXISTS', purse) == 1 then -- one that is over for good must not rise again without an end
       if call('HINCRBY', purse, 'spent', exactly(amount - entry.charged)) < 0 then
@@ -169,9 +183,10 @@ local function settle(id, entry, outcome, amount)
       end
     end
   end
-  entry.outcome, entry.charged = outcome, amount
+  entry.outcome, entry.charged, entry.onto = outcome, amount, 0
   free(id, entry)
   call('ZREM', LEASES, id)
+  return more
 end
 
 local function end_leases()
@@ -179,7 +194,7 @@ local function end_leases()
     local name = P .. 'entry:' .. id
     local entry = load(name)
     if entry and entry.outcome == '' then
-      settle(id, entry, 'as_reserved', entry.amount)
+      leave(entry, settle(id, entry, 'as_reserved', entry.amount), 'lease_end')
       keep(name, entry)
       if entry.request_id == '' then
         call('EXPIRE', name, 2 * HOUR) -- its process may only have been cut off: what fal billed still replaces it

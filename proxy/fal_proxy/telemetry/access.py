@@ -12,7 +12,7 @@ from typing import Annotated, Protocol
 
 import msgspec
 
-from fal_proxy.exchange import Exchange
+from fal_proxy.exchange import Exchange, Payer
 from fal_proxy.loading import says
 
 LOGGER = "fal_proxy.access"
@@ -21,6 +21,7 @@ REASON_CHARS = 300
 PLAN_CHARS = 64
 REQUEST_ID_CHARS = 128
 
+_NOBODY = Payer()
 _log = logging.getLogger(LOGGER)
 
 
@@ -35,13 +36,13 @@ class AccessLine(msgspec.Struct, frozen=True):
     kind: Annotated[
         str,
         says(
-            "run, stream, submit …; `preflight`; `none`: target not understood; `settled`: by the settler, no request"
+            "run, stream, submit …; `preflight`; `none`: target not understood; `settled`: no request, a charge alone"
         ),
     ]
     endpoint: Annotated[str | None, says("the endpoint, at most 200 characters; no query")]
     request_id: Annotated[str | None, says("fal's id of the job or the answer, at most 128 characters")]
     decision: Annotated[str, says("`admitted`, or the `error_type` of the proxy's own answer")]
-    reason: Annotated[str | None, says("why it was refused or cut")]
+    reason: Annotated[str | None, says("why it was refused or cut; of some `settled`, why nobody else told of it")]
     status: Annotated[int | None, says("of the answer; null: the caller left before one")]
     bytes_up: Annotated[int, says("of the request body, sent to fal")]
     bytes_down: Annotated[int, says("of the answer's body, sent to the caller")]
@@ -90,12 +91,12 @@ class AccessLog:
 
 def line_of(exchange: Exchange, now: datetime) -> AccessLine:
     """Return what may be said about an exchange."""
-    caller = exchange.caller
+    caller, payer = exchange.caller, exchange.payer or _NOBODY
     return AccessLine(
         ts=now,
         id=exchange.id,
-        caller=caller.shown if caller else None,
-        source=caller.source if caller else None,
+        caller=caller.shown if caller else payer.caller or None,
+        source=caller.source if caller else payer.source or None,
         plan=_printable(exchange.plan or "", PLAN_CHARS),
         kind=exchange.kind_shown,
         endpoint=_printable(exchange.endpoint_id, ENDPOINT_CHARS),

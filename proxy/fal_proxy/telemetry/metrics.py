@@ -1,104 +1,28 @@
-"""Prometheus metrics of one app, in a registry of its own. `METRICS` is the one list of them.
-
-Label values come from closed sets of ours (kinds, error types, endings, the settings' plans): no request can add one,
-so no caller can grow the registry.
-"""
+"""Prometheus metrics of one app, in a registry of its own; `catalogue` lists them."""
 
 from __future__ import annotations
 
+import time
 from bisect import bisect_left
 from collections import Counter as Tally
 from collections.abc import Callable, Collection, Iterable, Mapping
 from itertools import accumulate
-from typing import Literal, NamedTuple
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Metric, generate_latest
 from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4 as CONTENT_TYPE
 from prometheus_client.registry import Collector
 
-from fal_proxy.errors import ERROR_TYPES
-from fal_proxy.exchange import ADMITTED, NO_KIND, PREFLIGHT, SETTLED, Attempt, Ending, Exchange, Kind, Receipt
+from fal_proxy.exchange import Attempt, Ending, Exchange, Receipt, Reload
+from fal_proxy.telemetry.catalogue import KINDS, METRICS, OTHER_PLAN
 from fal_proxy.telemetry.watched import FetchedPrices, Keys, Upstream
 
-__all__ = ["CONTENT_TYPE", "METRICS", "Metrics", "label_values"]
+__all__ = ["CONTENT_TYPE", "Metrics"]
 
-KINDS = (*(kind.value for kind in Kind), PREFLIGHT, SETTLED, NO_KIND)
 # A status answers in milliseconds, a video in half an hour.
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800, 3600)
 _EDGES = [*(str(float(edge)) for edge in SECONDS), "+Inf"]
 Labels = tuple[str, ...]
-
-
-class Row(NamedTuple):
-    """One metric: name, type, labels, meaning."""
-
-    name: str
-    type: Literal["counter", "gauge", "histogram"]
-    labels: tuple[str, ...]
-    meaning: str
-
-
-METRICS = {
-    row.name: row
-    for row in (
-        Row(
-            "fal_proxy_exchanges_total",
-            "counter",
-            ("kind", "decision", "ending"),
-            "requests below the mount, ended; and jobs that the settler settled",
-        ),
-        Row("fal_proxy_exchange_seconds", "histogram", ("kind",), "how long they took, to the last byte"),
-        Row("fal_proxy_first_byte_seconds", "histogram", ("kind",), "until fal's answer began"),
-        Row("fal_proxy_bytes_up_total", "counter", ("kind",), "bytes of request bodies sent to fal"),
-        Row("fal_proxy_bytes_down_total", "counter", ("kind",), "bytes of answers' bodies sent to callers"),
-        Row(
-            "fal_proxy_cost_microusd_total",
-            "counter",
-            ("plan",),
-            "what callers were charged, in millionths of a dollar",
-        ),
-        Row(
-            "fal_proxy_cost_lowered_microusd_total",
-            "counter",
-            ("plan",),
-            "by how much earlier charges were lowered, when fal billed less; the books are the difference",
-        ),
-        Row("fal_proxy_in_flight", "gauge", ("kind",), "requests in progress"),
-        Row("fal_proxy_upstream_idle_connections", "gauge", (), "open connections to fal that wait for a request"),
-        Row("fal_proxy_upstream_open_calls", "gauge", (), "requests to fal in progress"),
-        Row("fal_proxy_usable_keys", "gauge", (), "fal keys that take new work"),
-        Row("fal_proxy_resting_keys", "gauge", (), "fal keys set aside, because fal calls them invalid or locked"),
-        Row(
-            "fal_proxy_key_refusals_total", "counter", (), "answers of fal that call one of our keys invalid or locked"
-        ),
-        Row("fal_proxy_key_file_faults_total", "counter", (), "changes of FAL_KEY_FILE that could not be read"),
-        Row("fal_proxy_key_guard_cuts_total", "counter", (), "answers cut because they held a fal key of ours"),
-        Row("fal_proxy_fetched_prices", "gauge", (), "prices that fal itself named (`price_feed`)"),
-        Row("fal_proxy_fetched_prices_age_seconds", "gauge", (), "how long ago it last named one; 0 before the first"),
-        Row("fal_proxy_price_lookups_total", "counter", (), "questions to fal about prices"),
-        Row("fal_proxy_price_lookup_failures_total", "counter", (), "of these, without a usable answer"),
-        Row("fal_proxy_webhooks_total", "counter", ("receipt",), "webhooks received, and what became of them"),
-        Row(
-            "fal_proxy_deliveries_total", "counter", ("attempt",), "attempts to deliver events to the app's own server"
-        ),
-        Row("fal_proxy_events", "gauge", (), "events of webhooks that are kept, as of the last ten seconds"),
-        Row("fal_proxy_waiting_deliveries", "gauge", (), "of these, waiting to be delivered to the app's own server"),
-        Row("fal_proxy_dead_letters", "gauge", (), "of these, given up: see `/webhooks/dead-letters`"),
-    )
-}
-
-
-def label_values(plans: Collection[str]) -> dict[str, frozenset[str]]:
-    """Return every value that a label can ever have."""
-    return {
-        "kind": frozenset(KINDS),
-        "decision": frozenset([ADMITTED, *ERROR_TYPES]),
-        "ending": frozenset(ending.value for ending in Ending),
-        "plan": frozenset(plans),
-        "receipt": frozenset(receipt.value for receipt in Receipt),
-        "attempt": frozenset(attempt.value for attempt in Attempt),
-    }
 
 
 class _OfKind:
@@ -116,11 +40,17 @@ class _OfKind:
 class _Exchanges(Collector):
     """Counts in plain numbers, which become the library's own values when somebody looks: those lock for every step."""
 
-    def __init__(self, plans: Collection[str]) -> None:
+    def __init__(self) -> None:
         self.outcomes: dict[tuple[str, str, Ending], int] = {}
         self.kinds: dict[str, _OfKind] = {}
-        self.costs = dict.fromkeys(plans, 0)
-        self.lowered = dict.fromkeys(plans, 0)
+        self.costs: dict[str, int] = {}
+        self.lowered: dict[str, int] = {}
+
+    def know_plans(self, plans: Collection[str]) -> None:
+        """Begin to count the costs of plans."""
+        for plan in plans:
+            self.costs.setdefault(plan, 0)
+            self.lowered.setdefault(plan, 0)
 
     def count(self, exchange: Exchange) -> None:
         """Count an exchange that has ended."""
@@ -138,9 +68,10 @@ class _Exchanges(Collector):
             kind.first_byte_sum += first
         kind.bytes_up += exchange.bytes_up
         kind.bytes_down += exchange.bytes_down
-        if (cost := exchange.cost_microusd) is not None and exchange.plan in self.costs:
-            into = self.costs if cost >= 0 else self.lowered
-            into[exchange.plan] += abs(cost)
+        if cost := exchange.cost_microusd:
+            plan = exchange.plan if exchange.plan in self.costs else OTHER_PLAN
+            into = self.costs if cost > 0 else self.lowered
+            into[plan] = into.get(plan, 0) + abs(cost)
 
     def collect(self) -> Iterable[Metric]:
         """Return everything as metrics."""
@@ -174,9 +105,10 @@ class Metrics:
         self._keys = keys
         self._in_progress = in_progress
         self._registry = CollectorRegistry(auto_describe=False)
-        exchanges = _Exchanges(plans)
-        self._registry.register(exchanges)
-        self.count = exchanges.count  # an exchange that has ended
+        self._exchanges = _Exchanges()
+        self._exchanges.know_plans(plans)
+        self._registry.register(self._exchanges)
+        self.count = self._exchanges.count  # an exchange that has ended
         self._in_flight = self._gauge("fal_proxy_in_flight")
         self._idle = self._gauge("fal_proxy_upstream_idle_connections")
         self._calls = self._gauge("fal_proxy_upstream_open_calls")
@@ -186,7 +118,7 @@ class Metrics:
         self._file_faults = self._counter("fal_proxy_key_file_faults_total")
         self._told = (0, 0)  # of the two above, as they stood at the last scrape
         self._cuts = self._counter("fal_proxy_key_guard_cuts_total")
-        self.prices: FetchedPrices | None = None
+        self._feed: FetchedPrices | None = None
         self._prices = self._gauge("fal_proxy_fetched_prices")
         self._prices_age = self._gauge("fal_proxy_fetched_prices_age_seconds")
         self._lookups = self._counter("fal_proxy_price_lookups_total")
@@ -195,6 +127,33 @@ class Metrics:
         self._webhooks = self._counter("fal_proxy_webhooks_total")
         self._deliveries = self._counter("fal_proxy_deliveries_total")
         self._kept = [self._gauge(f"fal_proxy_{name}") for name in ("events", "waiting_deliveries", "dead_letters")]
+        self._reloads = self._counter("fal_proxy_reloads_total")
+        self._settings = [
+            self._gauge(f"fal_proxy_settings_{name}") for name in ("current", "timestamp_seconds", "waiting")
+        ]
+        self._settings[0].set(1)
+        self._settings[1].set(time.time())
+
+    def know_plans(self, plans: Collection[str]) -> None:
+        """Count by these plans too; a plan that is no longer there keeps what was counted."""
+        self._exchanges.know_plans(plans)
+
+    def watch_prices(self, feed: FetchedPrices | None) -> None:
+        """Look at this feed from now on; what another one counted stays counted."""
+        if feed is not self._feed:
+            self._look_at_prices()
+            self._feed, self._asked = feed, (0, 0)
+            self._prices.set(0)
+            self._prices_age.set(0)
+
+    def reread(self, outcome: Reload, waiting: int = 0) -> None:
+        """Count settings that were read anew; `waiting` of them wait for a restart."""
+        current, timestamp, waits = self._settings
+        self._reloads.labels(outcome.value).inc()
+        current.set(outcome is not Reload.REFUSED)
+        if outcome is not Reload.REFUSED:
+            timestamp.set(time.time())
+            waits.set(waiting)
 
     def cut_for_key(self) -> None:
         """Count an answer that held one of our keys."""
@@ -231,13 +190,16 @@ class Metrics:
             told, self._told = self._told, (self._keys.refused, self._keys.file_faults)
             self._refused.inc(self._told[0] - told[0])
             self._file_faults.inc(self._told[1] - told[1])
-        if self.prices is not None:
-            self._prices.set(self.prices.known)
-            self._prices_age.set(self.prices.age_seconds())
-            asked, self._asked = self._asked, (self.prices.lookups, self.prices.failures)
+        self._look_at_prices()
+        return generate_latest(_WithoutCreated(self._registry))
+
+    def _look_at_prices(self) -> None:
+        if self._feed is not None:
+            self._prices.set(self._feed.known)
+            self._prices_age.set(self._feed.age_seconds())
+            asked, self._asked = self._asked, (self._feed.lookups, self._feed.failures)
             self._lookups.inc(self._asked[0] - asked[0])
             self._lookup_failures.inc(self._asked[1] - asked[1])
-        return generate_latest(_WithoutCreated(self._registry))
 
     def _counter(self, name: str) -> Counter:
         row = METRICS[name]

@@ -23,7 +23,7 @@ MOST_CELLS = 200
 MOST_CALLERS = 5_000  # whose ids are known, so that something can be done about them
 NAME_CHARS = 200
 OTHER: Final = "(other)"
-NOBODY: Final = "(none)"  # refused before it was known, or settled without a request
+NOBODY: Final = "(none)"  # refused before it was known
 DIMENSIONS = ("plans", "endpoints", "callers")
 _MINUTE_SECONDS = 60
 _HOUR_SECONDS = 3600
@@ -52,7 +52,7 @@ class _Cell(Tally, gc=False):
 
 
 Names = dict[str, Tally]
-_Key = tuple[str | None, str, str | None]  # plan, endpoint, id of the caller
+_Key = tuple[str | None, str, str | None]  # plan, endpoint, id of the caller; of what was settled, its shown form
 
 
 class Span:
@@ -107,7 +107,9 @@ class Rollup:
         if not 0 <= now - self._minute.start < _MINUTE_SECONDS:
             self._turn(now)
         caller = exchange.caller
-        key = (exchange.plan, exchange.endpoint_id[:NAME_CHARS], None if caller is None else caller.id)
+        payer = exchange.payer
+        who = caller.id if caller is not None else payer.caller if payer is not None else None
+        key = (exchange.plan, exchange.endpoint_id[:NAME_CHARS], who)
         cell = self._cells.get(key) or self._cell(key, caller)
         if not exchange.settled:
             cell.requests += 1
@@ -150,8 +152,8 @@ class Rollup:
     def _pour(self) -> None:
         """Add the cells to the running minute."""
         minute = self._minute
-        for (plan, endpoint, _), cell in self._cells.items():
-            shown = NOBODY if cell.caller is None else shown_of(cell.caller.id)
+        for (plan, endpoint, who), cell in self._cells.items():
+            shown = who or NOBODY if cell.caller is None else shown_of(cell.caller.id)
             if cell.caller is not None:
                 self._know(shown, cell.caller)
             minute.total.add(cell)

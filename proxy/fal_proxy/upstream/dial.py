@@ -131,17 +131,17 @@ class Dialer:
         resolver: Callable[[str, int], Awaitable[list[Address]]] = resolve,
     ) -> None:
         """Take `context` in place of the system's trust roots, and `resolver` in place of the system's names."""
-        self._connect_seconds = connect_seconds
+        self.connect_seconds = connect_seconds  # of what is dialled from now on
         self._context = context
         self._resolve = resolver
 
     async def connect(self, origin: Origin) -> Connection:
         """Return an open connection. Raises ConnectError or ConnectTimeout; leaves no socket behind."""
         try:
-            async with asyncio.timeout(self._connect_seconds):
+            async with asyncio.timeout(self.connect_seconds):
                 return await self._connect(origin)
         except TimeoutError:
-            raise ConnectTimeout(f"no connection to {origin.host} within {self._connect_seconds:g} s") from None
+            raise ConnectTimeout(f"no connection to {origin.host} within {self.connect_seconds:g} s") from None
 
     async def _connect(self, origin: Origin) -> Connection:
         try:
@@ -155,14 +155,14 @@ class Dialer:
         for position, address in enumerate(allowed):
             try:
                 # Leave time for the addresses behind a black hole.
-                async with asyncio.timeout(self._connect_seconds / (len(allowed) - position)):
+                async with asyncio.timeout(self.connect_seconds / (len(allowed) - position)):
                     return await self._open(origin, address)
             except ssl.SSLCertVerificationError as error:
                 raise ConnectError(f"TLS to {origin.host} failed: {error.verify_message}") from error
             except (OSError, TimeoutError) as error:
                 failure = error
         if isinstance(failure, TimeoutError):
-            raise ConnectTimeout(f"no connection to {origin.host} within {self._connect_seconds:g} s") from failure
+            raise ConnectTimeout(f"no connection to {origin.host} within {self.connect_seconds:g} s") from failure
         raise ConnectError(f"no connection to {origin.host}: {_reason(failure)}") from failure
 
     async def _open(self, origin: Origin, address: Address) -> Connection:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 from collections.abc import Sequence
+from functools import cache
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import NamedTuple
 from urllib.parse import urlsplit
@@ -26,6 +27,10 @@ _OURS = {
     "accept-encoding": "identity",
     "user-agent": f"fal-proxy/{__version__}",
 }
+
+
+# The system's roots are a megabyte and 20 ms: one for all purposes, however often settings make new clients.
+_context = cache(tls_context)
 
 
 class OwnCallError(FalProxyError):
@@ -52,7 +57,7 @@ class OwnCalls:
             cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),  # one caller's cookie is never another's
             timeout=seconds,
             limits=httpx2.Limits(max_connections=connections, max_keepalive_connections=connections),
-            verify=tls_context(),
+            verify=_context(),
             trust_env=False,
             follow_redirects=False,
         )

@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from fal_proxy import routes
+from fal_proxy.address_guard import AddressGuard
 from fal_proxy.callbacks import WEBHOOKS
 from fal_proxy.environment import webhook_secrets
 from fal_proxy.errors import Refusal
@@ -24,7 +26,8 @@ from fal_proxy.identity.published import PublishedKeys
 from fal_proxy.settings import Settings
 from fal_proxy.stores.mailbox import Mailbox
 from fal_proxy.stores.opening import open_mailbox
-from fal_proxy.upstream.dial import Dialer
+from fal_proxy.telemetry.metrics import Metrics
+from fal_proxy.upstream.dial import Dialer, Route
 from fal_proxy.webhooks.deliveries import Deliveries
 from fal_proxy.webhooks.events import Events
 from fal_proxy.webhooks.receiving import Receiving
@@ -35,13 +38,21 @@ EVENTS = routes.EVENTS.segment
 
 @dataclass(slots=True)
 class Hub:
-    """What receives and tells, in one app; start and close it."""
+    """What receives and tells, in one app, whichever gateway lets requests in; start and close it."""
 
     mailbox: Mailbox
     keys: PublishedKeys[tuple[PublicKey, ...]]
     events: Events
     deliveries: Deliveries
+    guard: AddressGuard = field(default_factory=AddressGuard)  # against webhooks that are made up
     _delivering: asyncio.Task[None] | None = None
+
+    def open(self, gateway: Gateway) -> None:
+        """Let a gateway lead here what is ours."""
+        seals = gateway.callbacks.seals
+        assert seals is not None, "there are seals with the hub"  # noqa: S101 -- both come of webhooks.mode
+        gateway.routes[WEBHOOKS] = Receiving(gateway, seals, self.keys, self.mailbox, guard=self.guard).receive
+        gateway.routes[EVENTS] = partial(self.events.serve, gateway)
 
     def start(self) -> None:
         """Begin to deliver what is due."""
@@ -59,28 +70,28 @@ class Hub:
 
 def open_hub(
     settings: Settings,
-    gateway: Gateway,
+    route: Route,
     dialer: Dialer,
+    metrics: Metrics,
     environ: Mapping[str, str],
     folder: Path,
     mailbox: Mailbox | None = None,
 ) -> Hub | None:
-    """Let the gateway lead here what is ours; without the mode there is no hub, and callers are told so.
+    """Return the hub, None without the mode.
 
     `mailbox` replaces what `state.url` names, relative to `folder`; the hub closes it. Raises JournalError.
     """
-    seals = gateway.callbacks.seals
-    if seals is None:
-        gateway.routes.update(dict.fromkeys([WEBHOOKS, EVENTS], _refuse))
+    if settings.webhooks.mode == "off":
         return None
     mailbox = mailbox or open_mailbox(settings.state.url, folder)
-    keys = fal_keys_of(gateway.route)
-    events = Events(gateway, mailbox)
-    gateway.routes[WEBHOOKS] = Receiving(gateway, seals, keys, mailbox).receive
-    gateway.routes[EVENTS] = events.serve
     signer, hosts = Signer(webhook_secrets(environ, [])), settings.webhooks.allowed_hosts
-    deliveries = Deliveries(mailbox, dialer, gateway.route, signer, hosts, gateway.telemetry.metrics)
-    return Hub(mailbox, keys, events, deliveries)
+    deliveries = Deliveries(mailbox, dialer, route, signer, hosts, metrics)
+    return Hub(mailbox, fal_keys_of(route), Events(mailbox), deliveries)
+
+
+def open_without(gateway: Gateway) -> None:
+    """Let a gateway tell callers that there is no hub."""
+    gateway.routes.update(dict.fromkeys([WEBHOOKS, EVENTS], _refuse))
 
 
 async def _refuse(_: Arrival) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from fal_proxy.admission.gate import unavailable
+from fal_proxy.admission.refusals import unavailable
 from fal_proxy.errors import Refusal, StoreUnavailable
 from fal_proxy.stores.mailbox import Mailbox
 

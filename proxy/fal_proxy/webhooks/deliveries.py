@@ -71,7 +71,7 @@ class Deliveries:
         self._engine = Engine(dialer, Pool(max_idle=0))  # not fal's: a slow app must not show in fal's figures
         self._route = route
         self._signer = signer
-        self._hosts = frozenset(hosts)
+        self.allow(hosts)
         self._metrics = metrics
         self._clock = clock
         self._chance = chance
@@ -99,6 +99,10 @@ class Deliveries:
         finally:
             stop_listening()
             await self.close()
+
+    def allow(self, hosts: Collection[str]) -> None:
+        """Take `hosts`, which alone are delivered to from now on."""
+        self._hosts = frozenset(hosts)
 
     async def close(self) -> None:
         """End the attempts under way."""

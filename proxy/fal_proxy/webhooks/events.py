@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import msgspec
 
-from fal_proxy.admission.gate import unavailable
+from fal_proxy.admission.refusals import unavailable
 from fal_proxy.errors import ClientGone, Refusal, StoreUnavailable, UpstreamInvalid
 from fal_proxy.exchange import Caller, Kind, Request
 from fal_proxy.gateway import Arrival, Gateway
@@ -40,16 +40,15 @@ _NUMBER = re.compile(rb"[0-9]{1,15}")
 class Events:
     """The open streams of one process, and who they are for."""
 
-    def __init__(self, gateway: Gateway, mailbox: Mailbox) -> None:
-        self._gateway = gateway
+    def __init__(self, mailbox: Mailbox) -> None:
         self._mailbox = mailbox
         self._streams: Counter[str] = Counter()  # by caller
         self._waiting: dict[str, set[asyncio.Event]] = {}  # by identity
         self._end: Callable[[], None] | None = None
 
-    async def serve(self, arrival: Arrival) -> None:
+    async def serve(self, gateway: Gateway, arrival: Arrival) -> None:
         """Answer with events until the caller leaves, the stream's time is over, or this process drains."""
-        request, reply, gateway = arrival.request, arrival.reply, self._gateway
+        request, reply = arrival.request, arrival.reply
         reply.exchange.kind = Kind.EVENTS
         caller = await gateway.identities.identify(request)
         reply.exchange.caller, reply.exchange.plan, reply.cookie = caller, caller.plan, caller.set_cookie
@@ -65,7 +64,7 @@ class Events:
             inbound.watch()
             undo = gateway.lifecycle.on_draining(wake.set)
             try:
-                await self._stream(arrival, inbound, caller.proves, last, wake)
+                await self._stream(gateway, arrival, inbound, caller.proves, last, wake)
             finally:
                 undo()
                 inbound.close()
@@ -76,9 +75,15 @@ class Events:
             self._end()
 
     async def _stream(
-        self, arrival: Arrival, inbound: Inbound, identities: frozenset[str], last: int, wake: asyncio.Event
+        self,
+        gateway: Gateway,
+        arrival: Arrival,
+        inbound: Inbound,
+        identities: frozenset[str],
+        last: int,
+        wake: asyncio.Event,
     ) -> None:
-        reply, loop, lifecycle = arrival.reply, asyncio.get_running_loop(), self._gateway.lifecycle
+        reply, loop, lifecycle = arrival.reply, asyncio.get_running_loop(), gateway.lifecycle
         ends = loop.time() + STREAM_SECONDS
 
         def over() -> bool:
@@ -90,7 +95,7 @@ class Events:
             wake.clear()  # before the question: what is filed after it sets it again
             events = await self._since(identities, last)
             for event in events:
-                await reply.piece(frame(event, self._gateway.key_guard))
+                await reply.piece(frame(event, gateway.key_guard))
                 last = event.number
                 if over():
                     break

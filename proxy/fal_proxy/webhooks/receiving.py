@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 import msgspec
 
 from fal_proxy.address_guard import AddressGuard
-from fal_proxy.admission.gate import unavailable, unknown
 from fal_proxy.admission.jobs import app_of
+from fal_proxy.admission.refusals import unavailable, unknown
 from fal_proxy.callbacks import WEBHOOKS
 from fal_proxy.errors import ClientGone, Refusal, StoreUnavailable
 from fal_proxy.exchange import Kind, Receipt

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
+from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import pytest
+from xdist.scheduler import LoadFileScheduling
 
+from run import LONGEST, TOGETHER
 from support.proxied import FAL_KEY_SECRET
 
 pytest_plugins = ["support.peers"]
@@ -32,6 +36,38 @@ _watch = _CanaryWatch()
 def pytest_configure(config: pytest.Config) -> None:
     """Watch every log record of the run."""
     logging.getLogger().addHandler(_watch)
+
+
+class _Scheduling(LoadFileScheduling):  # type: ignore[misc] # without types
+    """A worker takes a file, or a whole folder of those that stay together."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        folder = nodeid.removeprefix("tests/").partition("/")[0]
+        return folder if folder in TOGETHER else super()._split_scope(nodeid)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadFileScheduling | None:
+    """Let folders stay together that share what is costly to start."""
+    return _Scheduling(config, log) if config.getoption("dist") == "loadfile" else None
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Let the workers of the gate begin with what takes longest."""
+    if not hasattr(config, "workerinput"):
+        return
+    tests = Counter(item.path for item in items)
+    here = Path(__file__).parent
+
+    def order(item: pytest.Item) -> tuple[int, int, str]:
+        name = item.path.relative_to(here).as_posix()
+        folder = name.partition("/")[0]
+        if folder in TOGETHER:  # in the order that pytest wants for the fixtures that its files share
+            return LONGEST.index(folder), 0, ""
+        return LONGEST.index(name) if name in LONGEST else len(LONGEST), -tests[item.path], name
+
+    items.sort(key=order)
 
 
 @pytest.hookimpl(optionalhook=True)

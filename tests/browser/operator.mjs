@@ -2,6 +2,8 @@
 import { writeFileSync } from "node:fs";
 import { seriousFindings } from "./axe.mjs";
 
+const LOOK_MILLISECONDS = 5_000;
+
 /** Open the page and wait for its figures; with a token, give it as people do. */
 export async function opened(page, url, token) {
   await page.goto(url);
@@ -11,6 +13,24 @@ export async function opened(page, url, token) {
     await page.waitForFunction(() => document.querySelector("#said").textContent.startsWith("The token is kept"));
   }
   await page.waitForSelector("[data-chart]");
+}
+
+/** Open the page with a clock that the test may move. */
+async function openedWithClock(page, url, token) {
+  await page.clock.install();
+  await opened(page, url, token);
+}
+
+/** Wait for what one of the page's next looks brings, without the pauses between them. */
+async function seen(page, selector, options) {
+  for (;;) {
+    await page.clock.fastForward(LOOK_MILLISECONDS);
+    try {
+      return await page.waitForSelector(selector, { ...options, timeout: 250 });
+    } catch (error) {
+      if (error.name !== "TimeoutError") throw error;
+    }
+  }
 }
 
 const figure = (page, name) => page.textContent(`[data-figure="${name}"]`);
@@ -45,7 +65,7 @@ export async function shown({ page, params: { url, caller } }) {
 
 /** Stop paid calls, let the test look through `checked`, and resume them. */
 export async function stop({ page, params: { url, token, mark } }) {
-  await opened(page, url, token);
+  await openedWithClock(page, url, token);
   await page.click('[data-key="stop"]');
   const asked = await page.textContent("#sure h2");
   await page.click('#sure [value="no"]');
@@ -56,7 +76,7 @@ export async function stop({ page, params: { url, token, mark } }) {
   await said(page, "Stopped.");
   const button = await page.$('[data-key="stop"]');
   writeFileSync(mark, "stopped");
-  await page.waitForSelector('[data-table="refusals"] [data-row="blocked"]');
+  await seen(page, '[data-table="refusals"] [data-row="blocked"]');
   await page.click("#resume");
   await page.waitForSelector("#stopped", { state: "hidden" });
   await page.waitForSelector('[data-key="stop"]');
@@ -64,7 +84,7 @@ export async function stop({ page, params: { url, token, mark } }) {
 }
 
 export async function block({ page, params: { url, token, caller, mark } }) {
-  await opened(page, url, token);
+  await openedWithClock(page, url, token);
   await page.click(`[data-key="caller ${caller}"]`);
   await page.waitForSelector("#facts");
   const facts = await page.textContent("#facts");
@@ -74,7 +94,7 @@ export async function block({ page, params: { url, token, caller, mark } }) {
   writeFileSync(mark, "blocked");
   await page.click('[data-key="back"]');
   await page.waitForSelector(`[data-blocked="${caller}"]`);
-  await page.waitForSelector('[data-table="refusals"] [data-row="blocked"]');
+  await seen(page, '[data-table="refusals"] [data-row="blocked"]');
   await page.click(`[data-key="unblock ${caller}"]`);
   await page.waitForSelector(`[data-blocked="${caller}"]`, { state: "detached" });
   return { facts, limits };
@@ -117,7 +137,7 @@ export async function uninvited({ page, params: { url } }) {
 
 /** Do everything with the keyboard: read a chart, go to a caller and back, stop and resume. */
 export async function keyboard({ page, params: { url, token, caller } }) {
-  await opened(page, url, token);
+  await openedWithClock(page, url, token);
   await page.focus(".skip");
   const stops = [];
   for (let at = 0; at < 60; at += 1) {
@@ -137,8 +157,12 @@ export async function keyboard({ page, params: { url, token, caller } }) {
     await page.keyboard.press(key);
     read.push(await page.$eval('[data-chart="spend"] .plot', (plot) => [plot.getAttribute("aria-valuenow"), plot.getAttribute("aria-valuetext")]));
   }
+  await page.evaluate(() => {
+    globalThis.anew = new Promise((resolve) => new MutationObserver(resolve).observe(document.getElementById("view"), { childList: true }));
+  });
+  await page.clock.fastForward(LOOK_MILLISECONDS);
   const still = await page.evaluate(async () => {
-    await new Promise((resolve) => new MutationObserver(resolve).observe(document.getElementById("view"), { childList: true }));
+    await globalThis.anew;
     return document.activeElement.dataset.key;
   });
   await page.focus(`[data-key="caller ${caller}"]`);

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
-from typing import Any
 
 import pytest
 
 from browser.chromium import Browser
 from browser.playing import Played
 
-SCREENSHOTS = Path(__file__).parent / "screenshots"
-PHONE: dict[str, Any] = {"viewport": {"width": 360, "height": 740}, "hasTouch": True}
 BUSY = ("fal is busy", "429 concurrent_requests_limit, said by fal")
 REFUSED = ("fal refuses this input", "422 content_policy_violation, said by fal")
 UNKNOWN = ("Nobody knows how this ended", "500 upstream_outcome_unknown, said by fal-proxy")
@@ -88,14 +84,6 @@ async def test_all_panels_are_played_with_the_keyboard_alone(browser: Browser, d
     assert visit.result["widths"] == [1024, 1024, 512, 960]
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("moment", ["idle", "running", "done", "failed"])
-async def test_axe_finds_nothing_serious(browser: Browser, mended: Played, moment: str, scheme: str) -> None:
-    options = {"colorScheme": scheme}
-    visit = await browser.play("page.mjs", "accessible", hostile=True, options=options, url=mended.url, moment=moment)
-    assert visit.result == []
-
-
 @pytest.mark.parametrize("width", [360, 320, 768])
 async def test_nothing_is_wider_than_the_window(browser: Browser, dev: Played, width: int) -> None:
     options = {"viewport": {"width": width, "height": 740}}
@@ -109,22 +97,3 @@ async def test_nothing_moves_for_whoever_asked_for_that(browser: Browser, dev: P
     assert moving.result[0] > 0
     assert moving.result[1] == "smooth"
     assert still.result == [0, "auto"]
-
-
-@pytest.mark.parametrize(("part", "pictures"), [("first", 3), ("played", 5), ("limits", 1), ("trouble", 1)])
-@pytest.mark.parametrize(
-    ("name", "options"),
-    [
-        ("light", {"colorScheme": "light"}),
-        ("dark", {"colorScheme": "dark"}),
-        ("phone", {"colorScheme": "dark", **PHONE}),
-    ],
-)
-async def test_screenshots_are_made_to_be_looked_at(
-    browser: Browser, mended: Played, name: str, options: dict[str, Any], part: str, pictures: int
-) -> None:
-    SCREENSHOTS.mkdir(exist_ok=True)
-    given = {"url": mended.url, "folder": str(SCREENSHOTS), "name": name, "part": part}
-    visit = await browser.play("screenshots.mjs", "screenshots", hostile=True, options=options, **given)
-    assert all((SCREENSHOTS / file).stat().st_size > 10_000 for file in visit.result)
-    assert len(visit.result) == pictures

@@ -11,6 +11,7 @@ from contract.bench import Bench
 from contract.post import Post
 from fal_proxy.stores import Store
 from fal_proxy.stores.journal import Journal
+from fal_proxy.stores.link import Link
 from fal_proxy.stores.mailbox import Mailbox
 from fal_proxy.stores.mailbox_memory import MemoryMailbox
 from fal_proxy.stores.mailbox_redis import RedisMailbox
@@ -26,6 +27,11 @@ def redis() -> Iterator[RedisServer]:
         yield server
 
 
+def patient(server: RedisServer) -> Link:
+    """Return a wire that waits: what a slow Redis does to us is the subject of tests/fault/test_redis_outages.py."""
+    return Link(server.url, place_seconds=10.0, call_seconds=10.0)
+
+
 @pytest.fixture(params=["memory", "redis"])
 async def bench(request: pytest.FixtureRequest) -> AsyncIterator[Bench]:
     """Bring an empty store of each kind."""
@@ -36,6 +42,7 @@ async def bench(request: pytest.FixtureRequest) -> AsyncIterator[Bench]:
         server: RedisServer = request.getfixturevalue("redis")
         server.command("FLUSHALL")
         store = RedisStore(server.url, clock=lambda: made.now)
+        store._link = patient(server)
     made = Bench(store)
     yield made
     await store.close()
@@ -49,6 +56,7 @@ async def post(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[
         server: RedisServer = request.getfixturevalue("redis")
         server.command("FLUSHALL")
         mailbox = RedisMailbox(server.url, clock=lambda: made.now)
+        mailbox._link = patient(server)
     else:
         mailbox = MemoryMailbox(Journal(tmp_path) if request.param == "journal" else None, clock=lambda: made.now)
     made = Post(mailbox)

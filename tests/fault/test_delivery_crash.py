@@ -25,7 +25,7 @@ from support.peers import Peer, Serve
 from support.proxied import WEBHOOK_SECRET, Proxy
 
 QUERY = f"?fal_webhook={quote(f'https://{APP_HOST}/hook', safe='')}"
-SILENCE_SECONDS = 0.7  # more than three pauses
+SILENCE_SECONDS = 0.7  # more than three pauses, and than the journal lets pass before what nobody waits for is on disk
 
 
 class Step(NamedTuple):

@@ -69,6 +69,7 @@ async def test_a_connection_that_never_came_to_be_costs_nothing_and_is_told_as_r
     quiet = serve(silent)
     stranger = serve(silent, tls=server_context("localhost"))
     rig.app.engine._pool.close()
+    rig.app.engine._dialer._connect_seconds = 0.15 if why == "black-hole" else PATIENCE
     monkeypatch.setattr(Dialer, "connect", elsewhere)
     answer = (await call(rig.limited.proxy.port, rig.raw(kind))).answer
     assert (answer.status, answer.fields[b"x-fal-error-type"]) == (status, error_type)

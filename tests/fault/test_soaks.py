@@ -8,10 +8,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+from soak.__main__ import LOADS
 from soak.cancellations import cancellations
 from soak.faults import storm
 
@@ -34,15 +36,20 @@ async def test_a_thousand_departures_at_random_moments_leave_nothing_behind(tmp_
 
 def test_streams_are_held_open_without_a_gap() -> None:
     command = [sys.executable, "-m", "soak", "--minutes", "0.05", "--streams", "100", "--churn", "2", "--growth", "50"]
-    done = subprocess.run(
-        command,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "streams cut or with a gap: 0" in done.stdout
+
+    def soaked(load: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [*command, "--load", load],
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+
+    with ThreadPoolExecutor() as pool:
+        for done in pool.map(soaked, LOADS):
+            assert done.returncode == 0, done.stdout + done.stderr
+            assert "streams cut or with a gap: 0" in done.stdout
 
 
 def test_run_soak_says_what_it_can_do() -> None:

@@ -6,9 +6,11 @@ import asyncio
 import base64
 import hashlib
 import hmac
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
+
+import pytest
 
 from contract.post import Post
 from fal_proxy.environment import Secret
@@ -19,7 +21,7 @@ from fal_proxy.upstream.dial import Dialer, Route
 from fal_proxy.webhooks.deliveries import Deliveries
 from fal_proxy.webhooks.signing import Signer
 from support.lines import parsed, total
-from support.peers import PATIENCE, Peer
+from support.peers import PATIENCE, Peer, Serve
 from support.proxied import WEBHOOK_SECRET
 
 HOST = "app.example.com"
@@ -127,3 +129,20 @@ def delivering(upstream: str = "") -> Delivering:
     made = Delivering(upstream=upstream)
     made.mailbox = MemoryMailbox(clock=lambda: made.now)
     return made
+
+
+Start = Callable[..., Delivering]
+
+
+@pytest.fixture
+async def start_delivering(serve: Serve) -> AsyncIterator[Start]:
+    """Return a function that makes deliveries to a server which these scripts lead."""
+    made: list[Delivering] = []
+
+    def begin(*scripts: Callable[[Peer], Awaitable[object]]) -> Delivering:
+        made.append(delivering(f"http://127.0.0.1:{serve(*scripts).port}"))
+        return made[-1]
+
+    yield begin
+    for each in made:
+        await each.close()

@@ -85,6 +85,7 @@ def _dies(step: str) -> None:
 
 async def _main(folder: Path, upstream: str, port: int, late: float, step: str) -> None:
     settler.TICK_SECONDS = 0.02
+    deliveries.TICK_SECONDS = 0.05
     deliveries.PAUSES = (0.2, *deliveries.PAUSES[1:])
     sock = bind("127.0.0.1", port)
     state = State(url=f"memory://{folder / 'state'}")

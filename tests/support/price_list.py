@@ -4,20 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
-from fal_proxy.environment import Secret
-from fal_proxy.platform_api import PlatformApi
-from fal_proxy.platform_api.feed import Feed
-from fal_proxy.platform_api.price_file import PriceFile
-from fal_proxy.settings import PriceFeed
-from fal_proxy.upstream.credentials import FalKey
-from fal_proxy.upstream.dial import Route
-from fal_proxy.upstream.keys import KeyPool
-from fal_proxy.upstream.own_calls import OwnCalls
-from support.proxied import FAL_KEY
-from support.services import Asked, Clock, Reply, Service
+from support.services import Asked, Reply, Service
 
 KEPT = 1_800_000_000.0
 
@@ -69,35 +58,3 @@ def refusing(*statuses: int, body: bytes = b'{"error":{"type":"server_error","me
     """Return what answers with these statuses, the last of them for ever."""
     left = list(statuses)
     return lambda _: Reply(left.pop(0) if len(left) > 1 else left[0], body)
-
-
-@dataclass
-class Fed:
-    """A feed whose clocks are the test's, in front of a fal."""
-
-    feed: Feed
-    wall: Clock
-    file: PriceFile
-
-    async def usd(self, name: str) -> str | None:
-        """Return the price of an endpoint as text."""
-        price = await self.feed.price_of(name)
-        return None if price is None else str(price.usd)
-
-
-def fed(
-    url: str,
-    folder: Path,
-    *keys: Secret,
-    named: tuple[str, ...] = (),
-    wall: Clock | None = None,
-    refresh: float = 60,
-    max_age: float = 3600,
-) -> Fed:
-    """Return a feed of the fal at `url`; close it."""
-    wall = wall or Clock(KEPT)
-    api = PlatformApi(Route(url), OwnCalls(seconds=5, max_bytes=1024 * 1024, connections=1))
-    file = PriceFile(folder / "fal-prices.json", api.address(Route(url)), wall)
-    settings = PriceFeed(mode="fetch", refresh_seconds=refresh, max_age_seconds=max_age)
-    pool = KeyPool([FalKey(key) for key in keys or (FAL_KEY,)])
-    return Fed(Feed(settings, api, pool, named, file, now=wall), wall, file)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import socket
 import ssl
 import struct
 from collections.abc import AsyncIterator
 from typing import NamedTuple
+
+PATIENCE_SECONDS = 10
 
 
 class RawAnswer(NamedTuple):
@@ -53,9 +56,11 @@ class RawClient:
         await self.reader.readexactly(2)
         return data
 
-    async def answer(self) -> RawAnswer:
-        """Read one answer, whole or as far as it goes."""
+    async def answer(self, *, bodiless: bool = False) -> RawAnswer:
+        """Read one answer, whole or as far as it goes; `bodiless`: to HEAD, whose length announces nothing."""
         status, headers = await self.read_head()
+        if bodiless:
+            return RawAnswer(status, headers, b"", complete=True)
         fields = dict(headers)
         body = b""
         complete = False
@@ -110,3 +115,25 @@ def request(
         pairs.append(("Content-Length", str(len(body))))
     head = f"{method} {path} HTTP/1.1\r\n" + "".join(f"{name}: {value}\r\n" for name, value in pairs) + "\r\n"
     return head.encode("latin-1") + (body or b"")
+
+
+async def refusal(client: RawClient) -> RawAnswer:
+    """Read one refusal of ours and the end of the connection."""
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        answer = await client.answer()
+        assert await client.reader.read() == b""
+    body = json.loads(answer.body)
+    assert body["error_type"].encode() == answer.one(b"x-fal-error-type")
+    assert body["detail"] == body["message"]
+    assert answer.one(b"connection") == b"close"
+    return answer
+
+
+async def ended(client: RawClient) -> bytes:
+    """Return what comes until the connection ends, however it ends."""
+    back = b""
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        with contextlib.suppress(ConnectionError):
+            while piece := await client.reader.read(1 << 20):
+                back += piece
+    return back

@@ -12,7 +12,7 @@ import msgspec
 import pytest
 
 from fal_proxy.relay import http as relay_http
-from fal_proxy.settings import Upstream as UpstreamSettings
+from fal_proxy.relay.http import Patience
 from support.faults import CLEAN, Fault, Faulty, Foretold, call, foretell, judge
 from support.limited import RUN, STREAM, SUBMIT, Limited, events, kind_of, limited, limits, result, said, units, wide
 from support.limited import cancel as cancel_of
@@ -24,7 +24,8 @@ from support.raw import request
 from support.scripts import ok
 
 PRICE = 10_000  # micro-dollars a unit
-IMPATIENT = 0.4
+PATIENT = Patience(head_seconds=20.0, body_idle_seconds=20.0)
+IMPATIENT = Patience(head_seconds=0.15, body_idle_seconds=0.15)  # where upstream stalls, and only there
 NAMED = b"x-fal-request-id: r"
 
 
@@ -86,6 +87,7 @@ class Rig:
     ) -> Foretold:
         """Ask with a fault, judge what comes back, and return what the oracle said; the last bytes may stay unsent."""
         self.fault = fault
+        object.__setattr__(self.app, "patience", IMPATIENT if fault.end == "stall" else PATIENT)  # it is frozen
         expected = foretell(kind, self.wires[kind], fault)
         data = self.raw(kind, version=version, body=body)
         judge(await call(self.limited.proxy.port, data[: len(data) - unsent]), expected)
@@ -124,8 +126,8 @@ class Rig:
 
 @pytest.fixture
 async def rigged(serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Rig]:
-    """A proxy with short deadlines and a budget, which holds one job already."""
-    monkeypatch.setattr(relay_http, "RUN_HEAD_SECONDS", IMPATIENT)
+    """A proxy with a budget, whose runs wait no longer than others, which holds one job already."""
+    monkeypatch.setattr(relay_http, "RUN_HEAD_SECONDS", 0.0)
     made: list[Rig] = []
 
     async def source(head: bytes, _: bytes) -> bytes:
@@ -134,8 +136,7 @@ async def rigged(serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         return made[0].wires[kind_of(method, path)]
 
     faulty = Faulty(source, lambda _: made[0].fault)
-    patience = UpstreamSettings(connect_seconds=1, head_seconds=IMPATIENT, body_idle_seconds=IMPATIENT)
-    settings = limits(tmp_path, wide(budget="10000.00/total"), prices={"default": 0.01}, upstream=patience)
+    settings = limits(tmp_path, wide(budget="10000.00/total"), prices={"default": 0.01})
     async with contextlib.AsyncExitStack() as stack:
         upstream = serve(faulty.script)
         proxy = await stack.enter_async_context(limited(upstream, tmp_path, settings))

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import shutil
 import socket
+import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Coroutine
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from support.commands import Running, clean_environment, running
+from support.commands import Running, clean_environment, running_program
 from support.peers import Peer, Upstream
 from support.proxied import FAL_KEY, MOUNT, SIGNING_SECRET
 from support.raw import request
@@ -25,6 +26,16 @@ from support.scripts import read_request
 PROGRAM = shutil.which("slowhttptest")
 PROBE_PAUSE_SECONDS = 0.02
 PROBE_SECONDS = 5.0  # beyond which a probe counts as not served
+# `fal-proxy` with deadlines that pass so many times sooner; the sweep that looks at them comes as much more often.
+HURRIED = """
+import sys
+from fal_proxy.downstream import deadlines
+for name in [name for name in vars(deadlines) if name.endswith("_SECONDS")]:
+    setattr(deadlines, name, getattr(deadlines, name) / float(sys.argv[1]))
+del sys.argv[1]
+from fal_proxy.cli import main
+main()
+"""
 CONFIG = """
 [server]
 trusted_proxies = ["127.0.0.1"]
@@ -94,8 +105,8 @@ class Target:
 
 
 @contextlib.asynccontextmanager
-async def target() -> AsyncIterator[Target]:
-    """Run the proxy and its upstream."""
+async def target(faster: float = 1) -> AsyncIterator[Target]:
+    """Run the proxy and its upstream; its deadlines pass `faster` than they are."""
     upstream = Upstream((_endless,), None)
     environ = clean_environment(
         FAL_KEY=FAL_KEY.reveal(),
@@ -107,7 +118,8 @@ async def target() -> AsyncIterator[Target]:
     try:
         with tempfile.TemporaryDirectory() as folder:
             (Path(folder) / "fal-proxy.toml").write_text(CONFIG)
-            with running(["serve", "--port", "0"], Path(folder), environ) as process:
+            command = [sys.executable, "-c", HURRIED, str(faster), "serve", "--port", "0"]
+            with running_program(command, Path(folder), environ) as process:
                 drain = asyncio.ensure_future(asyncio.to_thread(_drain, process))
                 yield Target(process)
                 process.process.terminate()
@@ -130,20 +142,25 @@ async def _endless(peer: Peer) -> None:
         await peer.send(b"x" * 65536)
 
 
-async def slowhttptest(port: int, mode: str, connections: int, seconds: int) -> int:
-    """Run slowhttptest: `mode` H drips heads, B bodies; every connection sends a little each 5 s.
+async def slowhttptest(port: int, mode: str, connections: int, seconds: int, each_seconds: int = 5) -> int:
+    """Run slowhttptest: `mode` H drips heads, B bodies; every connection sends a little each so many seconds.
 
-    Returns how many connections the server has left open, as all attacks do.
+    Returns how many connections the server has left open after `seconds`, while the program would hold them longer.
     """
     assert PROGRAM is not None
-    command = [PROGRAM, f"-{mode}", "-c", str(connections), "-r", "500", "-i", "5", "-l", str(seconds), "-p", "5"]
-    command += ["-x", "10", "-s", "8192", "-u", f"http://127.0.0.1:{port}{MOUNT}/fal.run/fal-ai/flux/dev"]
-    command += ["-t", "POST" if mode == "B" else "GET"]
+    command = [PROGRAM, f"-{mode}", "-t", "POST" if mode == "B" else "GET", "-c", str(connections), "-r", "500"]
+    command += ["-i", str(each_seconds), "-l", str(2 * seconds), "-p", "5", "-x", "10", "-s", "8192"]
+    command += ["-u", f"http://127.0.0.1:{port}{MOUNT}/fal.run/fal-ai/flux/dev"]
     process = await asyncio.create_subprocess_exec(
         *command, stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.DEVNULL
     )
-    await process.wait()
-    return _established(port)
+    try:
+        await asyncio.wait([asyncio.ensure_future(process.wait())], timeout=seconds)
+        return _established(port)
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.wait()
 
 
 async def idle(port: int, connections: int, seconds: float, first: bytes = b"") -> int:

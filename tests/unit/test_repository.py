@@ -13,6 +13,7 @@ from pathlib import Path
 
 import fal_proxy
 from fal_proxy.client import FILES
+from run import LONGEST
 from support.documents import README, with_tables
 
 ROOT = README.parent
@@ -78,6 +79,10 @@ def test_npm_locks_hold_versions_and_hashes_only() -> None:
 def test_no_source_file_has_two_jobs() -> None:
     long = [path for path in (ROOT / "proxy").rglob("*.py") if len(_text(path).splitlines()) > 320]
     assert not long
+
+
+def test_gate_begins_with_what_exists() -> None:
+    assert [name for name in LONGEST if not (ROOT / "tests" / name).exists()] == []
 
 
 def test_version_is_the_packages_and_the_changelog_knows_it() -> None:

@@ -51,7 +51,7 @@ async def admin(post: Post, host: str = "127.0.0.1", token: str = TOKEN) -> Asyn
 async def ask(port: int, method: str, path: str, headers: dict[str, str] | None = None) -> RawAnswer:
     async with raw_client(port) as client:
         await client.send(request(method, path, headers))
-        return await client.answer()
+        return await client.answer(bodiless=method == "HEAD")
 
 
 def boxed(mailbox: type[MemoryMailbox] = MemoryMailbox) -> Post:

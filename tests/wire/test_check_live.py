@@ -2,81 +2,22 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import socket
-import subprocess
-import sys
-from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
-from email.utils import format_datetime
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from fal_proxy.loading import Finding
 from fal_proxy.platform_api import live
 from fal_proxy.platform_api.live import Heard, ask_fal
 from fal_proxy.settings import Plan, PriceFeed, Realtime, Settings, Storage
-from support.commands import clean_environment
+from support import hearing
 from support.emulated import emulated
-from support.price_list import page, row
-from support.proxied import FAL_KEY, FAL_KEY_ID, FAL_KEY_SECRET
-from support.services import Asked, Reply, Service, served
+from support.hearing import ADMIN, BAD, GOOD, INVALID, LOCKED, NOT_FOUND, PRICED, Fal
+from support.proxied import FAL_KEY_ID, FAL_KEY_SECRET
+from support.services import Reply
 
-GOOD = FAL_KEY.reveal()
-BAD = "bbbbbbbb-0000-4000-8000-00000000feed:" + "b2" * 16
-ADMIN = "adadadad-0000-4000-8000-00000000feed:" + "ad" * 16
-INVALID = Reply(401, b'{"detail":"invalid key credentials"}')
-LOCKED = Reply(
-    403, b'{"detail":"User is locked. Reason: Exhausted balance. Top up your balance at fal.ai/dashboard/billing"}'
-)
-NOT_FOUND = Reply(404, b'{"status":"NOT_FOUND"}')
-NO_BILLS = Reply(200, b'{"billing_events":[],"next_cursor":null,"has_more":false}')
-PRICED = page(row("fal-ai/flux/dev", "0.025"))
-
-
-@dataclass
-class Fal:
-    """What is said to each key, by host; a Date of the test's choice."""
-
-    queue: dict[str, Reply] = field(default_factory=dict)
-    prices: dict[str, Reply] = field(default_factory=dict)
-    bills: Reply = NO_BILLS
-    ahead_seconds: float | None = 0
-    asked: list[str] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self.service = Service(self.answer)
-
-    def answer(self, asked: Asked) -> Reply:
-        """Answer one question."""
-        key = asked.values(b"authorization")[0].decode().removeprefix("Key ")
-        host = asked.path.split("/")[1]
-        self.asked.append(asked.path)
-        if host == "queue.fal.run":
-            reply = self.queue.get(key, NOT_FOUND)
-        elif "billing-events" in asked.path:
-            reply = self.bills
-        else:
-            reply = self.prices.get(key, PRICED)
-        if self.ahead_seconds is None:
-            return reply._replace(headers=((b"date", b"soon"),))
-        date = format_datetime(datetime.now(UTC) + timedelta(seconds=self.ahead_seconds), usegmt=True)
-        return reply._replace(headers=((b"date", date.encode()),))
-
-
-@pytest.fixture
-def fal() -> Fal:
-    return Fal()
-
-
-@pytest.fixture
-async def url(fal: Fal) -> AsyncIterator[str]:
-    async with served(fal.service) as running:
-        yield running
+fal, url = hearing.fal, hearing.url
 
 
 async def _hear(url: str, settings: Settings | None = None, **environ: str) -> Heard:
@@ -281,44 +222,3 @@ async def test_the_emulator_is_a_fal_that_answers_all_of_it() -> None:
         assert (await _hear(fal.url, FAL_ADMIN_KEY=ADMIN)).findings == []
         heard = await _hear(fal.url, FAL_KEY=BAD, FAL_ADMIN_KEY=GOOD)
     assert _told(heard) == [("error", "FAL_KEY"), ("error", "FAL_ADMIN_KEY")]
-
-
-CONFIG = (
-    '[identity]\nsources = ["key"]\n[plans.default]\nendpoints = ["fal-ai/flux/dev"]\n[state]\nurl = "memory://state"\n'
-)
-
-
-async def _check(folder: Path, *arguments: str, **environ: str) -> tuple[int | None, str, str]:
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "fal_proxy", "check", *arguments),
-        cwd=folder,
-        env=clean_environment(FAL_KEY=GOOD, **environ),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
-    out, err = await asyncio.wait_for(process.communicate(), 60)
-    return process.returncode, out.decode(), err.decode()
-
-
-COMMANDS: list[tuple[Reply, int, str]] = [(NOT_FOUND, 0, "accepts"), (INVALID, 3, "does not accept")]
-
-
-@pytest.mark.parametrize(("queue", "code", "word"), COMMANDS)
-async def test_the_command_tells_people_and_programs_the_same_and_exits_as_check_does(
-    queue: Reply, code: int, word: str, url: str, fal: Fal, tmp_path: Path
-) -> None:
-    fal.queue[GOOD] = queue
-    (tmp_path / "fal-proxy.toml").write_text(CONFIG)
-    text = await _check(tmp_path, "--live", FAL_PROXY_UPSTREAM=url)
-    machine = await _check(tmp_path, "--live", "--json", FAL_PROXY_UPSTREAM=url)
-    assert (text[0], machine[0], text[2], machine[2]) == (code, code, "", "")
-    report: dict[str, Any] = json.loads(machine[1])
-    assert set(report) == {"findings", "access", "live"}
-    assert set(report["live"]) == {"hosts", "keys", "clock_seconds", "prices"}
-    for each in report["findings"]:
-        assert str(Finding(**each)) in text[1]
-    assert f"live: fal {word} key {FAL_KEY_ID[:8]}…" in text[1]
-    assert not any(half in text[1] + machine[1] for half in (FAL_KEY_SECRET, FAL_KEY_ID))
-    before = len(fal.asked)
-    assert (await _check(tmp_path, FAL_PROXY_UPSTREAM=url))[0] == 0
-    assert len(fal.asked) == before, "without --live nobody is asked"

@@ -8,6 +8,7 @@ from pathlib import Path
 import httpx2
 import pytest
 
+from fal_proxy.emulator import webhooks
 from fal_proxy.emulator.posting import trusted_by_default
 from support.certificates import authority, server_context, stranger
 from support.emulated import Emulated, emulated
@@ -106,16 +107,19 @@ async def test_nothing_is_tried_beyond_the_life_of_the_result(
         assert [each.outcome for each in deliveries] == [*["retry"] * 4, "given_up"], reason
 
 
-async def test_who_does_not_answer_in_time_is_tried_again_with_more_of_it(client: httpx2.AsyncClient) -> None:
+async def test_who_does_not_answer_in_time_is_tried_again_with_more_of_it(
+    client: httpx2.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async def slow(_: Received) -> bytes:
-        await asyncio.sleep(60 if len(hook.received) == 1 else 2.5)
+        await asyncio.sleep(60 if len(hook.received) == 1 else 0.7)
         return status_answer(204)
 
+    monkeypatch.setattr(webhooks, "_LEAST_TIMEOUT_SECONDS", 0.1)
     # 15 and 120 seconds at that speed.
-    async with emulated(speed=7.5) as fal, receiving(answer=slow) as hook:
+    async with emulated(speed=30) as fal, receiving(answer=slow) as hook:
         await submit(client, fal, hook.url, "/emulator/slow", NOW)
         first, second = await fal.delivered(2)
-    assert (first.error, first.status, first.outcome) == ("no answer within 2 s", None, "retry")
+    assert (first.error, first.status, first.outcome) == ("no answer within 0.5 s", None, "retry")
     assert (second.error, second.status, second.outcome) == (None, 204, "delivered")
 
 

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 import httpx2
 import pytest
 
+from fal_proxy.emulator import webhooks
 from support.emulated import emulated
 from support.receiver import KEY, Received, receiving, shown_keys, status_answer, submit
 
@@ -48,18 +49,19 @@ async def test_an_early_webhook_is_answered_before_the_submit_is(client: httpx2.
 
 
 async def test_an_early_webhook_that_nobody_answers_holds_the_submit_no_longer_than_its_timeout(
-    client: httpx2.AsyncClient,
+    client: httpx2.AsyncClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def after_the_submit(_: Received) -> bytes:
         await submitted.wait()
         return status_answer(200)
 
     submitted = asyncio.Event()
+    monkeypatch.setattr(webhooks, "_LEAST_TIMEOUT_SECONDS", 0.2)
     async with emulated(faults="a/b:webhook_early", speed=100) as fal, receiving(answer=after_the_submit) as hook:
         await submit(client, fal, hook.url)
         submitted.set()
         first, second = await fal.delivered(2)
-        assert (first.error, second.outcome) == ("no answer within 2 s", "delivered")
+        assert (first.error, second.outcome) == ("no answer within 0.2 s", "delivered")
 
 
 async def test_an_early_webhook_outlives_a_client_who_leaves(client: httpx2.AsyncClient) -> None:

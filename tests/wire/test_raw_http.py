@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -19,7 +20,8 @@ from support.scripts import ok, read_request
 
 PLAIN = [row for row in rows() if not row.steps]
 SLOW = [row for row in rows() if row.steps]
-QUIET_SECONDS = 0.2  # how long nothing may come before a connection that stays open counts as done
+LANES = 8
+QUIET_SECONDS = 0.3  # how long nothing may come before a connection that stays open counts as done
 FASTER = 50  # rows in which time matters are played so much faster, with deadlines as much shorter
 
 _STATUS = re.compile(rb"HTTP/1\.[01] (\d{3}) ")
@@ -45,15 +47,60 @@ class Upstream:
         return b"".join(bytes(peer.received) for peer in self._socket.peers)
 
 
+class Lane(NamedTuple):
+    """A proxy with an upstream of its own, so that rows beside each other know what each of them let through."""
+
+    proxy: Proxy
+    upstream: Upstream
+
+
+class Spoken(NamedTuple):
+    """What came of a row."""
+
+    row: Row
+    back: bytes
+    closed: bool
+    heads: list[bytes]  # that upstream has seen
+    smuggled: bool  # by now
+
+
+Speak = Callable[[Proxy, bytes, bool], Awaitable[tuple[bytes, bool]]]
+
+
 @pytest.fixture
 def upstream(serve: Serve) -> Upstream:
     return Upstream(serve)
 
 
 @pytest.fixture
-async def proxy(upstream: Upstream, tmp_path: Path) -> AsyncIterator[Proxy]:
-    async with proxied(upstream.url, tmp_path, with_server(open_settings(tmp_path), hosts=("proxy.test",))) as proxy:
-        yield proxy
+async def lanes(serve: Serve, tmp_path: Path) -> AsyncIterator[list[Lane]]:
+    """Rows that stay open take the time in which nothing may come: several are played beside each other."""
+    async with contextlib.AsyncExitStack() as stack:
+        made = []
+        for number in range(LANES):
+            folder, upstream = tmp_path / str(number), Upstream(serve)
+            folder.mkdir()
+            proxy = proxied(upstream.url, folder, with_server(open_settings(folder), hosts=("proxy.test",)))
+            made.append(Lane(await stack.enter_async_context(proxy), upstream))
+        yield made
+
+
+async def _played(rows: list[Row], lanes: list[Lane], speak: Speak) -> list[Spoken]:
+    """Play every row in a lane and return what came of them, in order."""
+    left = list(rows)
+    spoken: dict[str, Spoken] = {}
+
+    async def play(lane: Lane) -> None:
+        while left:
+            row = left.pop()
+            lane.upstream.heads.clear()
+            sent = row.bytes_for(await _credential(lane.proxy, row))
+            back, closed = await speak(lane.proxy, sent, row.half_closes)
+            smuggled = SMUGGLED in lane.upstream.bytes
+            spoken[row.id] = Spoken(row, back, closed, list(lane.upstream.heads), smuggled)
+
+    await asyncio.gather(*map(play, lanes))
+    return [spoken[row.id] for row in rows]
 
 
 async def _credential(proxy: Proxy, row: Row) -> bytes:
@@ -68,7 +115,7 @@ async def _credential(proxy: Proxy, row: Row) -> bytes:
     return b"Cookie: " + cookie.partition(b";")[0] + b"\r\n"
 
 
-async def _speak(proxy: Proxy, data: bytes, *, half_close: bool) -> tuple[bytes, bool]:
+async def _at_once(proxy: Proxy, data: bytes, half_close: bool) -> tuple[bytes, bool]:
     """Send, and return what came back and whether the server closed."""
     back = b""
     async with raw_client(proxy.port) as client:
@@ -86,44 +133,9 @@ async def _speak(proxy: Proxy, data: bytes, *, half_close: bool) -> tuple[bytes,
     return back, True
 
 
-def _judge(row: Row, back: bytes, heads: list[bytes], *, closed: bool) -> None:
-    statuses = [int(status) for status in _STATUS.findall(back)]
-    assert 101 not in statuses
-    if row.expect == "ok":
-        assert [status // 100 for status in statuses] == [2] * row.responses
-        assert len(heads) == row.upstream_calls
-    else:
-        assert len(statuses) <= row.responses
-        assert len(heads) <= row.upstream_calls
-    if row.expect == "reject":
-        assert closed or statuses, "neither an answer nor an end"
-        assert all(400 <= status < 500 or status in (501, 505) for status in statuses)
-
-
-async def test_corpus_row_comes_out_as_labelled(proxy: Proxy, upstream: Upstream, subtests: pytest.Subtests) -> None:
-    assert len(PLAIN) > 100
-    for row in PLAIN:
-        with subtests.test(f"{row.id}: {row.why}"):
-            upstream.heads.clear()
-            sent = row.bytes_for(await _credential(proxy, row))
-            back, closed = await _speak(proxy, sent, half_close=row.half_closes)
-            _judge(row, back, upstream.heads, closed=closed)
-            assert SMUGGLED not in upstream.bytes
-
-
-async def test_corpus_row_comes_out_as_labelled_byte_by_byte(
-    proxy: Proxy, upstream: Upstream, subtests: pytest.Subtests
-) -> None:
-    for row in PLAIN:
-        if len(row.data) > 1000:
-            continue
-        with subtests.test(f"{row.id}: {row.why}"):
-            upstream.heads.clear()
-            sent = row.bytes_for(await _credential(proxy, row))
-            async with raw_client(proxy.port) as client:
-                back, closed = await _drip(client.reader, client.writer, sent, half_close=row.half_closes)
-            _judge(row, back, upstream.heads, closed=closed)
-            assert SMUGGLED not in upstream.bytes
+async def _byte_by_byte(proxy: Proxy, data: bytes, half_close: bool) -> tuple[bytes, bool]:
+    async with raw_client(proxy.port) as client:
+        return await _drip(client.reader, client.writer, data, half_close=half_close)
 
 
 async def _drip(
@@ -148,6 +160,36 @@ async def _drip(
     closed = collecting.done()
     collecting.cancel()
     return bytes(back), closed
+
+
+def _judge(spoken: Spoken) -> None:
+    row = spoken.row
+    assert not spoken.smuggled
+    statuses = [int(status) for status in _STATUS.findall(spoken.back)]
+    assert 101 not in statuses
+    if row.expect == "ok":
+        assert [status // 100 for status in statuses] == [2] * row.responses
+        assert len(spoken.heads) == row.upstream_calls
+    else:
+        assert len(statuses) <= row.responses
+        assert len(spoken.heads) <= row.upstream_calls
+    if row.expect == "reject":
+        assert spoken.closed or statuses, "neither an answer nor an end"
+        assert all(400 <= status < 500 or status in (501, 505) for status in statuses)
+
+
+async def test_corpus_row_comes_out_as_labelled(lanes: list[Lane], subtests: pytest.Subtests) -> None:
+    assert len(PLAIN) > 100
+    for spoken in await _played(PLAIN, lanes, _at_once):
+        with subtests.test(f"{spoken.row.id}: {spoken.row.why}"):
+            _judge(spoken)
+
+
+async def test_corpus_row_comes_out_as_labelled_byte_by_byte(lanes: list[Lane], subtests: pytest.Subtests) -> None:
+    short = [row for row in PLAIN if len(row.data) <= 1000]
+    for spoken in await _played(short, lanes, _byte_by_byte):
+        with subtests.test(f"{spoken.row.id}: {spoken.row.why}"):
+            _judge(spoken)
 
 
 async def test_slow_corpus_row_is_answered_or_ended_in_time(

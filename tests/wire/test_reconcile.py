@@ -1,124 +1,22 @@
-"""fal's bills against our lines: every kind of difference, exactly, and bills that cannot be read are no agreement."""
+"""fal's bills against our lines: every kind of difference, exactly, and told to people and programs alike."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from decimal import Decimal
 from fractions import Fraction
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fal_proxy.environment import Secret
-from fal_proxy.platform_api import PlatformApi, PlatformError
-from fal_proxy.platform_api.billing import Bills
-from fal_proxy.platform_api.books import Books
-from fal_proxy.platform_api.reconcile import Outcome, Window, as_json, as_lines, dollars, reconcile
-from fal_proxy.upstream.dial import Route
-from fal_proxy.upstream.own_calls import OwnCalls
-from support.services import Asked, Reply, Service, served
+from fal_proxy.platform_api.reconcile import Outcome, as_json, as_lines, dollars
+from support import billing
+from support.billing import FLUX, NOON, SINCE, UNTIL, Compare, Fal, event, line
 
-ADMIN = Secret("adadadad-0000-4000-8000-00000000feed:" + "ad" * 16)
-NOON = datetime(2026, 6, 15, 12, tzinfo=UTC)
-SINCE, UNTIL = NOON - timedelta(hours=12), NOON + timedelta(hours=12)
-FLUX = "fal-ai/flux/dev"
-
-
-def event(name: str, usd: str | None, at: datetime = NOON, endpoint: str = FLUX, **more: Any) -> dict[str, Any]:
-    """Return a billing event."""
-    cost = {} if usd is None else {"cost_total": Decimal(usd)}
-    return {"request_id": name, "endpoint_id": endpoint, "timestamp": at.isoformat(), **cost, **more}
-
-
-def line(name: str | None, cost: int | None, at: datetime = NOON, kind: str = "run", **more: Any) -> str:
-    """Return an access line, as far as books look at it."""
-    known = {"ts": at.isoformat(), "id": "x", "kind": kind, "endpoint": FLUX, "plan": "default", "decision": "admitted"}
-    return json.dumps(known | {"request_id": name, "cost_microusd": cost} | more)
-
-
-@dataclass
-class Fal:
-    """What fal billed, shown by pages; `says` answers the first questions instead."""
-
-    events: list[dict[str, Any]] = field(default_factory=list)
-    says: list[Reply] = field(default_factory=list)
-    page_events: int = 1000
-    questions: list[dict[str, list[str]]] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self.service = Service(self.answer)
-
-    def answer(self, asked: Asked) -> Reply:
-        """Answer one question."""
-        assert asked.values(b"authorization") == [b"Key " + ADMIN.reveal().encode()]
-        query = parse_qs(urlsplit(asked.path).query)
-        self.questions.append(query)
-        if self.says:
-            return self.says.pop(0)
-        start, end = (datetime.fromisoformat(query[name][0]) for name in ("start", "end"))
-        wanted = query["request_id"][0].split(",") if "request_id" in query else None
-        assert wanted is None or len(wanted) <= 50
-        found = [
-            each
-            for each in self.events
-            if (start <= datetime.fromisoformat(each["timestamp"]) < end)
-            and (wanted is None or each["request_id"] in wanted)
-        ]
-        begin = int(query["cursor"][0]) if "cursor" in query else 0
-        after = begin + self.page_events
-        rows = ",".join(map(_encoded, found[begin:after]))
-        cursor = f'"{after}"' if after < len(found) else "null"
-        more = str(after < len(found)).lower()
-        text = f'{{"billing_events":[{rows}],"next_cursor":{cursor},"has_more":{more}}}'
-        return Reply(200, text.encode())
-
-
-def _encoded(event: dict[str, Any]) -> str:
-    pairs = (
-        f'"{name}":{value}' if isinstance(value, Decimal) else f'"{name}":{json.dumps(value)}'
-        for name, value in event.items()
-    )
-    return "{" + ",".join(pairs) + "}"
-
-
-Compare = Callable[..., Any]
-
-
-@pytest.fixture
-async def fal() -> Fal:
-    return Fal()
-
-
-@pytest.fixture
-async def compare(fal: Fal) -> AsyncIterator[Compare]:
-    """Return a function that compares lines with what fal shows."""
-    waited: list[float] = []
-
-    async def pause(seconds: float) -> None:
-        waited.append(seconds)
-
-    async with served(fal.service) as url:
-        api = PlatformApi(Route(url), OwnCalls(seconds=10, max_bytes=10**7, connections=1))
-
-        async def run(
-            *lines: str,
-            now: datetime = UNTIL + timedelta(days=3),
-            until: datetime = UNTIL,
-            late: timedelta = timedelta(hours=1),
-            tolerance: str = "0.000001",
-        ) -> Outcome:
-            window = Window(SINCE, until, now, late)
-            return await reconcile(Bills(api, ADMIN, pause), Books(lines), window, Fraction(tolerance))
-
-        run.waited = waited  # type: ignore[attr-defined]
-        yield run
-        await api.close()
+fal, compare = billing.fal, billing.compare
 
 
 def _differences(outcome: Outcome) -> list[tuple[str, str, str, str]]:
@@ -254,67 +152,6 @@ async def test_what_is_no_access_line_is_counted_and_passed_over(compare: Compar
         *broken, line("a", 100_000), json.dumps({"ts": NOON.isoformat(), "kind": "run", "decision": "admitted"})
     )
     assert (outcome.differences, outcome.skipped, outcome.lines) == ([], 6, 2)
-
-
-async def test_bills_are_read_page_by_page_to_their_end(compare: Compare, fal: Fal) -> None:
-    fal.events = [event(f"a{n}", "0.1") for n in range(25)]
-    fal.page_events = 10
-    outcome = await compare(*[line(f"a{n}", 100_000) for n in range(25)])
-    assert outcome.differences == []
-    assert [question.get("cursor") for question in fal.questions] == [None, ["10"], ["20"]]
-    assert {question["start"][0] for question in fal.questions} == {"2026-06-15T00:00:00.000Z"}
-
-
-async def test_what_is_missing_is_asked_for_by_its_id_fifty_at_a_time(compare: Compare, fal: Fal) -> None:
-    fal.events = [event(f"a{n}", "0.1", BEFORE if n % 2 else AFTER) for n in range(60)]
-    outcome = await compare(*[line(f"a{n}", 100_000) for n in range(60)], line("a,b", 5), line("x" * 129, 5))
-    assert [each.request_id[:3] for each in outcome.differences] == ["a,b", "xxx"], "what is no id is not asked for"
-    assert [len(question["request_id"][0].split(",")) for question in fal.questions[1:]] == [50, 10, 50, 10]
-
-
-REPEATED = [
-    ([Reply(500, b"{}")], [1.0], "an error of fal's"),
-    ([Reply(429, b"{}"), Reply(503, b"{}"), Reply(500, b"{}")], [1.0, 2.0, 4.0], "three of them"),
-]
-
-
-@pytest.mark.parametrize(("says", "waited", "why"), REPEATED)
-async def test_a_question_is_repeated_while_fal_has_trouble(
-    says: list[Reply], waited: list[float], why: str, compare: Any, fal: Fal
-) -> None:
-    fal.events, fal.says = [event("a", "0.1")], says
-    outcome = await compare(line("a", 100_000))
-    assert outcome.differences == [], why
-    assert compare.waited == waited
-
-
-GOOD_PAGE = b'{"billing_events":[%s],"next_cursor":null,"has_more":false}'
-UNREADABLE = [
-    ([Reply(500, b"{}")] * 4, "fal has trouble for good"),
-    ([Reply(400, b"{}")], "a question that fal does not understand"),
-    ([Reply(200, b"<html>")], "no JSON"),
-    ([Reply(200, b"{}")], "no bills"),
-    ([Reply(200, b"[" * 100_000)], "a bomb"),
-    ([Reply(200, GOOD_PAGE % b'{"request_id":"a"}')], "a bill without an amount"),
-    ([Reply(200, GOOD_PAGE % b'{"request_id":"","cost_total":1}')], "a bill for nothing"),
-    ([Reply(200, GOOD_PAGE % b'{"cost_total":1}')], "as above"),
-    ([Reply(200, GOOD_PAGE % b'{"request_id":"a","cost_total":1e999999}')], "a number that fills the memory"),
-    ([Reply(200, GOOD_PAGE % b'{"request_id":"a","cost_total":1e-999999}')], "as above"),
-    ([Reply(200, GOOD_PAGE % b'{"request_id":"a","cost_total":"NaN"}')], "no number"),
-    ([Reply(200, b'{"billing_events":[],"next_cursor":"again","has_more":true}')] * 2, "pages without end"),
-    ([Reply(200, b'{"billing_events":[],"next_cursor":"%s","has_more":true}' % (b"x" * 5000))], "a cursor that fits nowhere"),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize(("says", "why"), UNREADABLE)
-async def test_bills_that_cannot_be_read_to_their_end_are_no_agreement(
-    says: list[Reply], why: str, compare: Compare, fal: Fal
-) -> None:
-    fal.says = list(says)
-    with pytest.raises(PlatformError) as error:
-        await compare()
-    assert ADMIN.reveal() not in error.value.detail, why
-    assert fal.says == []
 
 
 async def test_nothing_that_fal_names_can_steer_a_terminal(compare: Compare, fal: Fal) -> None:

@@ -19,8 +19,9 @@ CHECKS = [
     ["lint-imports"],
 ]
 TYPES = ["mypy"]  # half a minute without its cache, on one core: beside the tests
-# One more than cores: half of the suite waits for other processes. A file stays together, for the fixtures that it shares.
-PARALLEL = ["--numprocesses", "3", "--dist", "loadfile", "--no-loadscope-reorder"]
+# Much of the suite waits for other processes; a third worker saves a minute and lets Redis and pages miss their deadlines.
+# A file stays together, for the fixtures that it shares.
+PARALLEL = ["--numprocesses", "2", "--dist", "loadfile", "--no-loadscope-reorder"]
 TOGETHER = ("browser", "deploy")  # folders that stay together too: one Chromium, one deployment behind each front
 # What takes ten seconds or more, longest first: tests/conftest.py begins with it, or the last of it would run alone. Behind
 # it come the files of most tests.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import json
 import select
@@ -147,3 +148,19 @@ def test_nobody_new_is_let_in_and_who_was_let_in_is_not_reset() -> None:
             assert before.recv(8) == b"answered"
         assert select.select([], [after], [], PATIENCE)[1], "it knocks again after a second"
         assert after.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == errno.ECONNREFUSED
+
+
+async def test_callers_who_reset_in_the_instant_of_the_goodbye_do_not_stop_the_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # What the kernel says when the reset comes between our last look and the end of our side.
+    def too_late(_: object) -> None:
+        raise OSError(errno.ENOTCONN, "Transport endpoint is not connected")
+
+    async with contextlib.AsyncExitStack() as callers:
+        async with serving(listener()) as url:
+            client = await callers.enter_async_context(raw_client(int(url.rpartition(":")[2])))
+            await client.send(ASK % b"first")
+            assert (await client.answer()).body == b"/first"
+            monkeypatch.setattr("asyncio.selector_events._SelectorSocketTransport.write_eof", too_late)
+        farewell(await client.answer())

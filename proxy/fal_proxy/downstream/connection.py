@@ -6,6 +6,7 @@ What is read from it, and when a request begins, is in `protocol`.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import Any, cast
 
 from uvicorn.config import Config
@@ -155,7 +156,8 @@ class Connection(HttpToolsProtocol):
         """
         self._refused = True
         self.flow.release()
-        self.transport.write_eof()
+        with contextlib.suppress(OSError):  # its peer has reset it, and the loop's news of that is on its way
+            self.transport.write_eof()
         self._deadlines.enter(Phase.LINGER)
 
     def cut(self) -> None:

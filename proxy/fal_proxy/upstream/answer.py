@@ -8,8 +8,6 @@ next answer. A close-delimited body (RFC 9112 §6.3) ends cleanly only with an o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import httptools
 import msgspec
 
@@ -45,10 +43,10 @@ class Answer:
         "_chunks",
         "_fault",
         "_framing_bytes",
-        "_head_bytes",
         "_headers",
         "_left",
         "_parser",
+        "_said_bytes",
         "_to_head",
         "_until_close",
         "buffered_bytes",
@@ -67,7 +65,7 @@ class Answer:
         self._parser = httptools.HttpResponseParser(self)
         self._chunks: list[bytes] = []
         self._headers: Headers = []
-        self._head_bytes = 0
+        self._said_bytes = 0  # reason phrases, and interim heads
         self._framing_bytes = 0  # since the last body byte
         self._until_close = False
         self._left: int | None = None  # of a body of known length; only the head and what came with it are parsed
@@ -128,12 +126,11 @@ class Answer:
 
     def on_status(self, reason: bytes) -> None:
         """Count the reason phrase; it is not passed on."""
-        self._head_bytes += len(reason)
+        self._said_bytes += len(reason)
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Collect a field of the head; drop trailers."""
         if self.head is None:
-            self._head_bytes += len(name) + len(value) + 4
             self._headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
@@ -141,15 +138,21 @@ class Answer:
         if self.head is not None:
             return
         status = self._parser.get_status_code()
-        if self._head_bytes > MAX_HEAD_BYTES:
+        # No head is longer than what was read so far; only of that much the fields need to be counted.
+        if self._framing_bytes > MAX_HEAD_BYTES and self._head_bytes() > MAX_HEAD_BYTES:
             self._fault = "the answer's head is too large"
         elif status == 101 or not 100 <= status <= 599 or self._parser.get_http_version() not in ("1.0", "1.1"):
             self._fault = f"the answer has an unusable status line ({status})"
         elif status >= 200:
-            self._settle_framing(status, values(self._headers, b"transfer-encoding"))
+            self._settle_framing(Head(status, self._headers))
+        else:
+            self._said_bytes = self._head_bytes()
 
-    def _settle_framing(self, status: int, codings: Sequence[bytes]) -> None:
-        lengths = values(self._headers, b"content-length")
+    def _head_bytes(self) -> int:
+        return self._said_bytes + sum(len(name) + len(value) + 4 for name, value in self._headers)
+
+    def _settle_framing(self, head: Head) -> None:
+        status, codings, lengths = head.status, head.lines(b"transfer-encoding"), head.lines(b"content-length")
         chunked = [coding.strip().lower() for coding in codings] == [b"chunked"]
         if codings and (not chunked or self._parser.get_http_version() == "1.0"):
             self._fault = "the answer's transfer coding is not plain chunked"
@@ -167,7 +170,7 @@ class Answer:
         self._framing_bytes = 0
         if lengths and not codings and not self.done and status not in (204, 304):
             self._left = int(lengths[0])
-        self.head = Head(status, self._headers)
+        self.head = head
 
     def on_body(self, data: bytes) -> None:
         """Keep body bytes until they are taken."""

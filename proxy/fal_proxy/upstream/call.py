@@ -1,7 +1,7 @@
 """One request and its answer over one connection: exact bytes up, a strict answer down, and the truth about what was sent.
 
     call = await engine.open(origin)      dialled or reused; nothing written yet
-    call.start(...)                       head and first body bytes in one write; `call.written` is true from here on
+    call.start(...), call.send(...)       head and first body bytes in one write; `call.written` is true from here on
     call.write(...), call.drained()       the rest of the body, with back-pressure; then call.finish()
     await call.head()                     interim (1xx) answers are read past
     await call.read() ... b""             body bytes as they come; b"" is the clean end and nothing else is
@@ -23,8 +23,10 @@ from fal_proxy.headers import Headers
 from fal_proxy.upstream.answer import Answer, Head
 from fal_proxy.upstream.connection import HIGH_WATER_BYTES, Connection
 from fal_proxy.upstream.dial import Origin
+from fal_proxy.upstream.request_text import request_text
 
 WRITE_SECONDS = 30.0
+_BODILESS = frozenset([b"GET", b"HEAD"])
 _NO_ANSWER = Answer(b"")  # of a call that has not asked
 _NOBODY = Connection()  # what a call that is over speaks to
 Released = Callable[[Origin, Connection, bool], None]
@@ -48,8 +50,6 @@ class Call:
         self._waiter: asyncio.Future[None] | None = None
         self._progress = 0.0
         self._seconds, self._silence = 0.0, ""  # how long may be waited, and what to say then
-        self._timer: asyncio.TimerHandle | None = None
-        self._timer_ends = 0.0
         self._error: Exception | None = None
         self._take: Callable[[bytes], bool] | None = None  # what body bytes go to as they come
         self._take_bytes = 0  # at most
@@ -66,26 +66,26 @@ class Call:
         Raises ValueError, before anything is written, for bytes that would change the framing, and the call's error
         when the connection ended or the call was aborted before the request.
         """
+        self.send(method, request_text(method, target, self._origin.authority, headers), length=length, body=body)
+
+    def send(self, method: bytes, text: bytes, *, length: int | None, body: bytes = b"") -> None:
+        """Do what `start` does, with a head that `request_text` and `field_text` made."""
         if self._error is None and not self._connection.open:
             self._fail(UpstreamCut("upstream closed the connection"))
         if self._error is not None:
             raise self._error
-        head = [b"%b %b HTTP/1.1" % (method, target), b"host: " + self._origin.authority]
-        head += [b"%b: %b" % pair for pair in headers]
         if length is None:
-            head.append(b"transfer-encoding: chunked")
-        elif length or method not in (b"GET", b"HEAD"):
-            head.append(b"content-length: %d" % length)
-        block = b"\r\n".join([*head, b"", b""])
-        lines = len(head) + 1
-        if block.count(b"\n") != lines or block.count(b"\r") != lines or b"\0" in block or b" " in target:
-            raise ValueError("a request head must not contain line breaks or NUL")
+            text += b"transfer-encoding: chunked\r\n\r\n"
+        elif length or method not in _BODILESS:
+            text += b"content-length: %d\r\n\r\n" % length
+        else:
+            text += b"\r\n"
         self._answer = Answer(method)
         self._unsent = length
         self._progress = self._loop.time()
         framed = self._framed(body)
         self.written = True
-        self._connection.write(block + framed if framed else block)
+        self._connection.write(text + framed if framed else text)
         self.request_done = self._unsent == 0
 
     @property
@@ -194,8 +194,6 @@ class Call:
         if self._released:
             return
         self._released = True
-        if self._timer is not None:
-            self._timer.cancel()
         answer = self._answer
         clean = self.request_done and answer.done and answer.reusable and not answer.buffered_bytes
         connection, self._connection = self._connection, _NOBODY
@@ -210,30 +208,12 @@ class Call:
             raise self._error
         self._progress = self._loop.time()
         self._seconds, self._silence = seconds, silence
-        if self._timer is None or self._progress + seconds < self._timer_ends:
-            self._look_after(seconds)
+        self._connection.look_at(self._progress + seconds)
         self._waiter = self._loop.create_future()
         try:
             await self._waiter
         finally:
             self._waiter = None
-
-    def _look_after(self, seconds: float) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer_ends = self._loop.time() + seconds
-        self._timer = self._loop.call_later(seconds, self._look)
-
-    def _look(self) -> None:
-        """Fail if the deadline has passed. The timer goes on from one wait to the next: a stream waits for each piece."""
-        self._timer = None
-        if self._waiter is None:
-            return
-        left = self._progress + self._seconds - self._loop.time()
-        if left > 0:
-            self._look_after(left)
-        else:
-            self._fail(UpstreamTimeout(f"{self._silence} for {self._seconds:g} s", written=self.written))
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
@@ -286,6 +266,16 @@ class Call:
         elif answer.head is head and not answer.done:
             return  # whoever waits would begin a new deadline
         self._wake()
+
+    def on_time(self) -> None:
+        """Fail if the deadline has passed; a wait begins anew with each piece of a stream, and the timer does not."""
+        if self._waiter is None:
+            return
+        ends = self._progress + self._seconds
+        if ends > self._loop.time():
+            self._connection.look_at(ends)
+        else:
+            self._fail(UpstreamTimeout(f"{self._silence} for {self._seconds:g} s", written=self.written))
 
     def on_end(self) -> None:
         """Take an orderly close: the end of a close-delimited body, a cut of any other."""

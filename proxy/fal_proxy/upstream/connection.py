@@ -25,6 +25,9 @@ class Listener(Protocol):
     def on_lost(self, reason: str) -> None:
         """Learn that the connection is gone."""
 
+    def on_time(self) -> None:
+        """Look at deadlines, if there are any: it may be too early."""
+
 
 class Connection(asyncio.Protocol):
     """A transport with one listener at a time; bytes that nobody asked for make it unusable."""
@@ -36,6 +39,8 @@ class Connection(asyncio.Protocol):
         self._unread: select.poll | None = None  # asks about the socket
         self._write_paused = False
         self._read_paused = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_ends = 0.0
         self.lost = False
         self.on_pace: Callable[[bool], None] | None = None  # called when upstream falls behind (True) or has caught up
 
@@ -72,6 +77,17 @@ class Connection(asyncio.Protocol):
         self._listener = listener
         if self._read_paused:
             self.resume_reading()
+
+    def look_at(self, when: float) -> None:
+        """Call the listener's `on_time` at `when`, by the loop's clock, or before.
+
+        The timer outlives calls, because most of them end long before it does, and making one costs more than leaving it.
+        """
+        if self._timer is None or when < self._timer_ends:
+            if self._timer is not None:
+                self._timer.cancel()
+            self._timer_ends = when
+            self._timer = asyncio.get_running_loop().call_at(when, self._on_time)
 
     def write(self, data: bytes) -> None:
         """Queue bytes; the caller awaits `drained()` while `write_paused`."""
@@ -142,10 +158,17 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.lost = True
+        if self._timer is not None:
+            self._timer.cancel()
         self._write_paused = False
         self._wake_writer()
         if self._listener is not None:
             self._listener.on_lost("upstream reset the connection" if exc else "upstream closed the connection")
+
+    def _on_time(self) -> None:
+        self._timer = None
+        if self._listener is not None:
+            self._listener.on_time()
 
     def _ended_cleanly(self) -> bool:
         # Below TLS a bare FIN may be forged: both loops report it like a close_notify, only OpenSSL knows which it was.

@@ -83,6 +83,9 @@ class _Opening:
             self._take_answer()
             self._give_up()
 
+    def on_time(self) -> None:
+        """Do nothing: deadlines are kept elsewhere."""
+
     def on_lost(self, reason: str) -> None:
         """Learn that the connection is gone."""
         self._give_up()

@@ -22,6 +22,7 @@ import msgspec
 from fal_proxy.environment import Secret, fingerprint
 from fal_proxy.errors import Refusal
 from fal_proxy.upstream.credentials import FalKey, KeyFileError, authorization, public_half, read_keys
+from fal_proxy.upstream.request_text import field_text
 
 LOOK_SECONDS = 1.0  # between two looks at the file: one stat() each
 FIRST_REST_SECONDS = 30.0
@@ -40,14 +41,27 @@ class Fault(enum.Enum):
 
 
 class Key:
-    """One fal key. `id` names it in the stores and gives nothing away; `field` is the header field that holds it."""
+    """One fal key. `id` names it in the stores and gives nothing away; `field` is the header field that holds it, `line` as text."""
 
-    __slots__ = ("_pool", "fault", "field", "id", "refusals", "resting_until", "secret", "shown", "turn", "weight")
+    __slots__ = (
+        "_pool",
+        "fault",
+        "field",
+        "id",
+        "line",
+        "refusals",
+        "resting_until",
+        "secret",
+        "shown",
+        "turn",
+        "weight",
+    )
 
     def __init__(self, key: FalKey, pool: KeyPool) -> None:
         self.secret = key.secret
         self.weight = key.weight
         self.field = authorization(key.secret)
+        self.line = field_text([self.field])
         self.id = blake2s(key.secret.reveal().encode(), digest_size=8).hexdigest()
         self.shown = shown(key.secret)
         self.turn = 0

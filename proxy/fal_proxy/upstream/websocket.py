@@ -79,6 +79,9 @@ class Socket(End):
         if self._over:
             self._connection.close()
 
+    def on_time(self) -> None:
+        """Do nothing: deadlines are kept elsewhere."""
+
     def on_lost(self, reason: str) -> None:
         """Learn that the connection is gone."""
         self._no_more = True

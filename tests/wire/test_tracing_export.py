@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 
 import pytest
@@ -11,7 +12,7 @@ from fal_proxy.settings import Settings
 from fal_proxy.telemetry import spans
 from support import processes
 from support.collector import Collector, collecting, exporting_to, name_collector
-from support.peers import Serve, Upstream
+from support.peers import PATIENCE, Serve, Upstream
 from support.processes import Start
 from support.proxied import StartProxy
 from support.receiver import Received
@@ -51,7 +52,7 @@ async def test_a_collector_that_never_answers_stops_nobody(
 
     async def silence(_: Received) -> bytes:
         await never.wait()
-        return b""
+        return ok()
 
     monkeypatch.setattr(spans, "CLOSE_SECONDS", 0.2)
     async with collecting(answer=silence) as collector:
@@ -67,6 +68,11 @@ async def test_a_collector_that_never_answers_stops_nobody(
         await proxy.app.close()
         assert time.monotonic() - began < spans.CLOSE_SECONDS + 5
         never.set()
+        # What waits for the collector goes on without us; here it would go on into other tests.
+        for thread in threading.enumerate():
+            if thread.name == "fal-proxy-spans":
+                await asyncio.to_thread(thread.join, PATIENCE)
+                assert not thread.is_alive()
 
 
 async def test_what_is_left_at_the_end_is_sent(

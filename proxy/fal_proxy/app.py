@@ -19,7 +19,6 @@ from fal_proxy.assembly import Lasting, deploy, open_lasting
 from fal_proxy.deployments import Deployments, Origin
 from fal_proxy.environment import Secret, admin_token, captured
 from fal_proxy.errors import Misconfigured, Refusal, StoreUnavailable
-from fal_proxy.exchange import Request
 from fal_proxy.gateway import Gateway
 from fal_proxy.identity.app import Identify
 from fal_proxy.lifecycle import Stage
@@ -28,6 +27,7 @@ from fal_proxy.relay.answering import Reset
 from fal_proxy.relay.inbound import OurServer, Receive, Send
 from fal_proxy.reloading import SETTLED_SECONDS, Asking, FileWatch, Follower, Reloaded, Unsettled, version_of
 from fal_proxy.reply import Reply
+from fal_proxy.request import Request
 from fal_proxy.routes import DEAD_LETTERS, HEALTH, READY, RETRY
 from fal_proxy.settings import Settings
 from fal_proxy.stores import Store
@@ -160,7 +160,7 @@ class App:
             await self._serve(gateway, file, request, send)
         elif below is not None and below[:1] in (b"", b"/"):
             try:
-                await gateway.handle(request, receive, send, OurServer(own.get("on_departure"), own.get("push")))
+                await gateway.handle(request, receive, send, OurServer.of(own))
             except asyncio.CancelledError:
                 if self.lifecycle.stage is not Stage.CUTTING:
                     raise  # our own server cancels what its end cuts; nobody is left to be told

@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import MutableMapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from fal_proxy.errors import Refusal
-from fal_proxy.exchange import Request
+from fal_proxy.headers import Headers
 from fal_proxy.relay.inbound import Message, Send
+from fal_proxy.request import Request
 
 # What our own server adds to the scope, and finds in the state of our lifespan; other servers lack it and we do without.
 EXTENSION = "fal_proxy"
 
 Scope = MutableMapping[str, Any]
+
+
+class _Read(NamedTuple):
+    """What follows from a head alone."""
+
+    method: str
+    path: bytes
+    query: bytes | None
+    headers: Headers
+    values: dict[bytes, bytes]
 
 
 def asks_first(request: Request) -> bool:
@@ -23,16 +34,27 @@ def asks_first(request: Request) -> bool:
 def read_request(scope: Scope) -> Request:
     """Return the request in raw bytes: from the request line where our server keeps it, else from ASGI's parts."""
     client = scope.get("client")
-    target: bytes | None = scope.get("extensions", {}).get(EXTENSION, {}).get("raw_target")
+    peer = client[0] if client else ""
+    own = scope.get("extensions", {}).get(EXTENSION, {})
+    notes: dict[object, Any] | None = own.get("notes")
+    if notes is None:
+        notes = {}
+    read: _Read | None = notes.get(_Read)
+    if read is None:
+        read = notes[_Read] = _read(scope, own.get("raw_target"))
+    scheme = {"ws": "http", "wss": "https"}.get(scope["scheme"]) or str(scope["scheme"])
+    return Request(read.method, read.path, read.query, read.headers, peer, scheme, scope, read.values, notes)
+
+
+def _read(scope: Scope, target: bytes | None) -> _Read:
     if target is None:
         path: bytes = scope.get("raw_path") or scope["path"].encode()
         query = scope["query_string"] or None  # ASGI cannot say whether an empty query had its `?`
     else:
         path, mark, rest = target.partition(b"?")
         query = rest if mark else None
-    scheme = {"ws": "http", "wss": "https"}.get(scope["scheme"]) or str(scope["scheme"])
-    peer = client[0] if client else ""
-    return Request(scope.get("method", "GET"), path, query, list(scope["headers"]), peer, scheme, scope)
+    headers = list(scope["headers"])
+    return _Read(scope.get("method", "GET"), path, query, headers, dict(headers))
 
 
 def refused_by_server(request: Request) -> Refusal | None:

@@ -24,11 +24,12 @@ from fal_proxy.callbacks import Callbacks
 from fal_proxy.direct import Direct
 from fal_proxy.environment import Secret, header_secret, signing_secrets
 from fal_proxy.errors import Misconfigured, StoreUnavailable
-from fal_proxy.gateway import ACCEPT_PLAIN, CLIENT_PROXY, Gateway
+from fal_proxy.gateway import Gateway
 from fal_proxy.identity.app import Identify
 from fal_proxy.identity.network import TrustedProxies
 from fal_proxy.identity.opening import Opened, identities_of, open_sources
 from fal_proxy.identity.ticket import Tickets
+from fal_proxy.judging import ACCEPT_PLAIN, CLIENT_PROXY, Judging
 from fal_proxy.lifecycle import Lifecycle
 from fal_proxy.platform_api.price_list import open_price_list
 from fal_proxy.policy.inputs import InputRules
@@ -189,21 +190,23 @@ def deploy(lasting: Lasting, settings: Settings, before: Deployment | None = Non
     )
     feed = None if before is None else before.gateway.price_list.feed
     second, realtime = _usd_per_second(settings.realtime), settings.realtime
+    uploads, callbacks = Uploads.of(settings, site, route, signing), Callbacks.of(settings, site, signing)
+    mount, most, wma = settings.mount.encode(), settings.server.max_body_bytes, realtime.wma
     gateway = Gateway(
-        mount=settings.mount.encode(),
+        mount=mount,
         site=site,
         identities=identities_of(settings, sources, lasting.identify),
         plans={name: compile_plan(name, plan) for name, plan in settings.plans.items()},
         inputs=inputs,
         realtime_mode=realtime.mode,
         tickets=Tickets(signing, realtime.token_seconds) if signing else None,
-        direct=Direct(gate, inputs, prices, second, realtime.token_seconds, realtime.wma),
+        direct=Direct(gate, inputs, prices, second, realtime.token_seconds, wma),
         engine=lasting.engine,
         route=route,
         keys=lasting.keys,
         key_guard=lasting.key_guard,
         patience=Patience(settings.upstream.head_seconds, settings.upstream.body_idle_seconds),
-        max_body_bytes=settings.server.max_body_bytes,
+        max_body_bytes=most,
         telemetry=lasting.telemetry,
         prices=prices,
         price_list=open_price_list(settings, prices, lasting.folder, route, lasting.keys, feed),
@@ -212,8 +215,9 @@ def deploy(lasting: Lasting, settings: Settings, before: Deployment | None = Non
         guard=lasting.guard,
         trusted_proxies=TrustedProxies(settings.server.trusted_proxies),
         lifecycle=lasting.lifecycle,
-        uploads=Uploads.of(settings, site, route, signing),
-        callbacks=Callbacks.of(settings, site, signing),
+        uploads=uploads,
+        callbacks=callbacks,
+        judging=Judging(mount, site, route, callbacks, uploads.mode, realtime.mode, wma, most),
     )
     storage = Storage.of(settings.storage, gateway, lasting.bearers, lasting.uploaded)
     storage.open()

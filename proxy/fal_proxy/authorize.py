@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from msgspec.structs import replace
 
 from fal_proxy.errors import Refusal
-from fal_proxy.exchange import Request
 from fal_proxy.gateway import Arrival
+from fal_proxy.request import Request
 from fal_proxy.routes import AUTHORIZE
 from fal_proxy.storage import Storage
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import enum
 import random
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import lru_cache
@@ -131,45 +131,6 @@ class Payer(NamedTuple):
     caller: str = ""  # as shown
     source: str = ""
     endpoint_id: str = ""
-
-
-class Addressed(msgspec.Struct, frozen=True, gc=False):
-    """How a request names its target: the raw bytes, and which of the two spellings carried them."""
-
-    raw: bytes
-    header_form: bool
-
-
-class Request(msgspec.Struct):
-    """One request as it arrived, in raw bytes; header names are lower-cased."""
-
-    method: str
-    path: bytes
-    query: bytes | None  # None: no `?` at all
-    headers: list[tuple[bytes, bytes]]
-    peer: str  # the socket's other end, "" for a local socket
-    scheme: str  # of the socket
-    scope: Mapping[str, Any] = msgspec.field(default_factory=dict)  # ASGI's, for the app that we are mounted in
-    _values: dict[bytes, bytes] = msgspec.field(default_factory=dict)  # the last of each name
-
-    def __post_init__(self) -> None:
-        self._values = dict(self.headers)
-
-    def lines(self, name: bytes) -> list[bytes]:
-        """Return the value of every line of this name."""
-        value = self._values.get(name)
-        if value is None:
-            return []
-        if len(self._values) == len(self.headers):
-            return [value]
-        return [value for key, value in self.headers if key == name]
-
-    def one(self, name: bytes) -> bytes | None:
-        """Return the field's only value, None without one. Raises Refusal `bad_request` for several lines."""
-        value = self._values.get(name)
-        if value is not None and len(self._values) < len(self.headers) and len(self.lines(name)) > 1:
-            raise Refusal("bad_request", f"more than one {name.decode('ascii')} field")
-        return value
 
 
 _ids = random.Random()  # noqa: S311 -- an id is no secret, and asking the system for it costs more than all the rest of it
@@ -297,6 +258,10 @@ class Exchange(msgspec.Struct, eq=False):
         if self.settled:
             return SETTLED
         return PREFLIGHT if self.preflight else NO_KIND
+
+    def about(self, target: Target) -> None:
+        """Note what is asked for."""
+        self.kind, self.endpoint_id, self.request_id = target.kind, target.endpoint_id, target.request_id
 
     def left(self, answered: Refusal | None, *, cut: bool) -> None:
         """Note that nobody waits for an answer: the server has `answered`, or `cut` the connection, or the caller left."""

@@ -13,38 +13,39 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import msgspec
 
 from fal_proxy import headers as fields
-from fal_proxy._version import __version__
 from fal_proxy.address_guard import AddressGuard
 from fal_proxy.admission.accounts import Account
-from fal_proxy.admission.gate import Gate, Grant
+from fal_proxy.admission.gate import Asking, Gate, Grant
 from fal_proxy.admission.leases import Lease, LeaseAccount
 from fal_proxy.admission.settler import Settler
 from fal_proxy.asgi import refused_by_server
 from fal_proxy.callbacks import Callbacks
 from fal_proxy.direct import KINDS, Direct
 from fal_proxy.errors import ClientGone, Refusal
-from fal_proxy.exchange import Addressed, Caller, Ending, Exchange, Kind, Request, Target
+from fal_proxy.exchange import Caller, Ending, Exchange, Kind, Target
 from fal_proxy.identity import Identities
 from fal_proxy.identity.network import TrustedProxies
 from fal_proxy.identity.ticket import Tickets
+from fal_proxy.judging import Judging
 from fal_proxy.lifecycle import Lifecycle, Stage
 from fal_proxy.platform_api.price_list import PriceList
 from fal_proxy.policy import tokens
-from fal_proxy.policy.arrival import address, announced_bytes, is_preflight
+from fal_proxy.policy.arrival import announced_bytes, is_preflight
 from fal_proxy.policy.inputs import Input, InputRules, carries_input, decode_input, encode_input, judge_shape
 from fal_proxy.policy.origin import Site, judge_cross_site
-from fal_proxy.policy.plans import CompiledPlan, closed_plan, permit
+from fal_proxy.policy.plans import CompiledPlan, closed_plan
 from fal_proxy.policy.pricing import Prices, charge_for, reservation_microusd
-from fal_proxy.policy.target import resolve
 from fal_proxy.relay.answering import Down, Reset
 from fal_proxy.relay.guard import KeyGuard
 from fal_proxy.relay.http import Outgoing, Patience, relay
 from fal_proxy.relay.inbound import NOT_OURS, Inbound, OurServer, Receive, Send
 from fal_proxy.reply import Reply
+from fal_proxy.request import Request
 from fal_proxy.routes import ME
 from fal_proxy.telemetry import Telemetry
 from fal_proxy.uploads import RewrittenAnswer, Uploads
@@ -52,11 +53,16 @@ from fal_proxy.upstream.dial import Route
 from fal_proxy.upstream.engine import Engine
 from fal_proxy.upstream.keys import Key, KeyPool
 
-CLIENT_PROXY = (b"x-fal-client-proxy", f"fal-proxy/{__version__}".encode())
-_NAMES_URLS = frozenset([Kind.SUBMIT, Kind.STATUS, Kind.STATUS_STREAM])  # whose answers hold URLs that clients follow
-ACCEPT_PLAIN = (b"accept-encoding", b"identity")
-
 _log = logging.getLogger("fal_proxy")
+
+
+class Entrance(NamedTuple):
+    """What follows from a head before anybody asks who sent it."""
+
+    cors: fields.Headers
+    accepted: bool | None  # the page's origin; None: no page
+    announced: int | None  # bytes of the body; None: chunked
+    serve: Serve | None  # None: a preflight
 
 
 class Arrival(msgspec.Struct, frozen=True):
@@ -102,23 +108,22 @@ class Gateway:
     lifecycle: Lifecycle
     uploads: Uploads
     callbacks: Callbacks
+    judging: Judging
     routes: dict[bytes, Serve] = field(default_factory=dict)  # by first segment: what judges its callers by itself
 
     async def handle(self, request: Request, receive: Receive, send: Send, server: OurServer = NOT_OURS) -> None:
         """Answer one request below the mount. Raises Reset when the connection must end unclean."""
         exchange = self.telemetry.begin(request)
-        reply = Reply(send, exchange)
+        reply = Reply(send, exchange, server.answer)
         try:
-            accepted = self.judge_host(request, reply)
-            announced = announced_bytes(request)
+            entrance = self._enter(request, reply)
             if self.lifecycle.draining:
                 raise draining()
-            if is_preflight(request):
+            if entrance.serve is None:
                 exchange.preflight = True
-                await self._answer_preflight(request, accepted, reply)
+                await self._answer_preflight(request, entrance.accepted, reply)
                 return
-            arrival = Arrival(request, receive, send, server, reply, accepted, announced)
-            await self.routes.get(request.path[len(self.mount) + 1 :].partition(b"/")[0], self._relay)(arrival)
+            await entrance.serve(Arrival(request, receive, send, server, reply, entrance.accepted, entrance.announced))
         except Refusal as refusal:
             if reply.started:
                 exchange.ending, exchange.reason = Ending.CUT, refusal.detail
@@ -141,6 +146,20 @@ class Gateway:
         finally:
             self.telemetry.finish(exchange)
 
+    def _enter(self, request: Request, reply: Reply) -> Entrance:
+        """Judge what follows from the head alone, or remember it; say what serves it."""
+        known: Entrance | None = request.notes.get(self.judging.number)
+        if known is not None:
+            reply.cors = known.cors
+            return known
+        accepted = self.judge_host(request, reply)
+        announced = announced_bytes(request)
+        segment = request.path[len(self.mount) + 1 :].partition(b"/")[0]
+        serve = None if is_preflight(request) else self.routes.get(segment, self._relay)
+        entrance = Entrance(reply.cors, accepted, announced, serve)
+        request.note(self.judging.number, entrance)
+        return entrance
+
     async def _relay(self, arrival: Arrival) -> None:
         """Go the whole way, from the caller to the books."""
         request, receive, on_departure = arrival.request, arrival.receive, arrival.server.on_departure
@@ -153,41 +172,48 @@ class Gateway:
         if request.path == self.mount + ME.raw:
             await self._answer_me(request, caller, accepted, reply)
             return
-        addressed = address(request, self.mount)
-        target = resolve(addressed.raw, request.method, plan.methods)
-        exchange.kind, exchange.endpoint_id, exchange.request_id = target.kind, target.endpoint_id, target.request_id
-        judge_cross_site(caller, request, origin_accepted=accepted, header_form=addressed.header_form)
-        realtime_mode, wma = self.realtime_mode, self.direct.wma
-        permit(target, plan, storage_mode=self.uploads.mode, realtime_mode=realtime_mode, wma=wma)
-        target = self.callbacks.judge(target, caller)
-        if target.kind is Kind.TOKEN and realtime_mode == "relay":
+        outgoing = self.judging.decide(request, caller, plan, announced, accepted, exchange)
+        target = outgoing.target
+        if target.kind is Kind.TOKEN and self.realtime_mode == "relay":
             inbound = Inbound(receive, tokens.MAX_BYTES, announced, on_departure)
             await self._answer_ticket(request, target, caller, inbound, reply)
             return
-        inbound = Inbound(receive, self.max_body_bytes, announced, on_departure)
         if target.kind is Kind.UPLOAD_TOKEN:
+            inbound = Inbound(receive, self.max_body_bytes, announced, on_departure)
             await self.gate.judge_blocked(caller)
             await self.uploads.answer_token(request, caller, inbound, reply)
             return
-        outgoing = self._prepare(request, target, plan, announced, addressed)
-        judged = await self._judge_body(request, target, caller, plan, inbound, outgoing)
+        received = arrival.server.received
+        inbound = Inbound(receive, self.max_body_bytes, announced, on_departure, received=received)
+        judged = await self._judge_body(request, caller, plan, inbound, outgoing)
         target, outgoing, amount, price, lease = judged
-        exchange.endpoint_id = target.endpoint_id  # a session's is in its body
+        exchange.endpoint_id = target.endpoint_id  # a session's endpoint is in its body
         key = None if target.request_id else self.keys.choose()  # a job has a key already
-        grant = await self.gate.admit(caller, plan.name, target, amount, price, lease)
+        asking = self._asking(request, caller, plan.name, target, lease)
+        grant = await self.gate.admit(caller, asking, amount, price)
         reply.limits = grant.headers
         key = key or self.keys.of_job(grant.record.key_id if grant.record else "")
-        outgoing = outgoing.signed(key)
         account = self._account(grant, lease, exchange, caller, target, key)
         self.settler.opened(grant.entry_id)
-        down = Down(reply.head, arrival.send, arrival.server.push)
+        down = Down(reply.head, arrival.send, arrival.server.push, reply.at_once)
         if (rewrite := self.uploads.rewriting(outgoing, caller, request)) is not None:
             down = RewrittenAnswer(reply, rewrite).down
         try:
-            await relay(self.engine, outgoing, inbound, down, self.patience, exchange, account, self.key_guard)
+            await relay(self.engine, outgoing, key, inbound, down, self.patience, exchange, account, self.key_guard)
         finally:
             await account.close()
             self.settler.closed(grant.entry_id)
+
+    def _asking(self, request: Request, caller: Caller, plan: str, target: Target, lease: Lease | None) -> Asking:
+        """Return what the gate is to be asked."""
+        if lease is not None:
+            return self.gate.asking(caller, plan, target, lease)
+        name = (self.judging.number, plan, caller.id, caller.network)
+        asking: Asking | None = request.notes.get(name)
+        if asking is None:
+            asking = self.gate.asking(caller, plan, target)
+            request.note(name, asking)
+        return asking
 
     def judge_host(self, request: Request, reply: Reply) -> bool | None:
         """Judge the Host, settle the answer's CORS fields, and say whether the page's origin is accepted (None: no page).
@@ -239,7 +265,7 @@ class Gateway:
         if self.tickets is None:
             raise Refusal("mode_off", "this proxy hands out no tickets (FAL_PROXY_SECRET signs them)")
         app = tokens.asked_app(await inbound.read_first(tokens.MAX_BYTES))
-        reply.limits = (await self.gate.admit(caller, caller.plan, target, 0, "")).headers
+        reply.limits = (await self.gate.admit(caller, self.gate.asking(caller, caller.plan, target))).headers
         origin = request.one(b"origin")
         ticket = self.tickets.issue(caller, app, None if origin is None else origin.decode("latin-1"))
         # Fal's two routes answer in two forms, and clients rely on either.
@@ -247,18 +273,12 @@ class Gateway:
         await reply.own(201, msgspec.json.encode(answer))
 
     async def _judge_body(
-        self,
-        request: Request,
-        target: Target,
-        caller: Caller,
-        plan: CompiledPlan,
-        inbound: Inbound,
-        outgoing: Outgoing,
+        self, request: Request, caller: Caller, plan: CompiledPlan, inbound: Inbound, outgoing: Outgoing
     ) -> tuple[Target, Outgoing, int, str, Lease | None]:
         """Return what the body says the target is, the request to send, what to reserve, at which price, and a lease."""
-        if target.kind not in KINDS:
-            return target, *await self._judge_input(request, target, plan.name, inbound, outgoing), None
-        target, body, amount, price, lease = await self.direct.judge(target, caller, plan, inbound)
+        if outgoing.target.kind not in KINDS:
+            return outgoing.target, *await self._judge_input(request, plan.name, inbound, outgoing), None
+        target, body, amount, price, lease = await self.direct.judge(outgoing.target, caller, plan, inbound)
         return target, outgoing.rebuilt(body), amount, price, lease
 
     def _account(
@@ -269,43 +289,29 @@ class Gateway:
         return LeaseAccount(self.gate.store, grant, lease, exchange, caller, charge_for, key.id, self.settler.hold)
 
     async def _judge_input(
-        self, request: Request, target: Target, plan: str, inbound: Inbound, outgoing: Outgoing
+        self, request: Request, plan: str, inbound: Inbound, outgoing: Outgoing
     ) -> tuple[Outgoing, int, str]:
         """Return the request to send, what to reserve for it, and the price of the day. Nothing has been dialled yet.
 
         Where a rule or a price looks at the input, the whole body is read, whatever it calls itself, and sent as judged.
         """
+        target = outgoing.target
         if target.kind is Kind.UPLOAD_INITIATE:
             return await self.uploads.judge(target, inbound, outgoing), 0, ""
-        counts = carries_input(target) and self.gate.has_budget(plan)
+        if not carries_input(target):
+            return outgoing, 0, ""
+        counts = self.gate.has_budget(plan)
         price = await self.price_list.price_of(target.endpoint_id) if counts else None
         if counts and price is None:
             raise Refusal("endpoint_denied", f"{target.endpoint_id} has no price here, and budgets need one ([prices])")
         given: Input = {}
-        if carries_input(target) and (
-            self.inputs.applies(target.endpoint_id) or (price is not None and price.units_from is not None)
-        ):
+        if self.inputs.applies(target.endpoint_id) or (price is not None and price.units_from is not None):
             judge_shape(target, request)
             given = self.inputs.apply(target.endpoint_id, decode_input(await inbound.read_first(self.max_body_bytes)))
             outgoing = outgoing.rebuilt(encode_input(given))
         if price is None:
             return outgoing, 0, ""
         return outgoing, reservation_microusd(price, given), price.text
-
-    def _prepare(
-        self, request: Request, target: Target, plan: CompiledPlan, announced: int | None, addressed: Addressed
-    ) -> Outgoing:
-        """Build the upstream request: the caller's fields by allow-list, ours after them; the key is still missing."""
-        if announced is not None and announced > self.max_body_bytes and target.kind.traits.json_body:
-            raise Refusal("body_too_large", f"the body exceeds {self.max_body_bytes} bytes (server.max_body_bytes)")
-        request.one(b"content-type")
-        origin, path_and_query = self.route.to(target.host, target.path_and_query)
-        passed = fields.to_upstream(request.headers, optional=plan.allow_headers)
-        passed += [ACCEPT_PLAIN, CLIENT_PROXY]
-        method, base = request.method.encode("ascii"), None
-        if target.kind in _NAMES_URLS and not addressed.header_form:
-            base = self.site.base(request).encode("latin-1") + self.mount + b"/queue.fal.run/"
-        return Outgoing(method, origin, path_and_query, passed, target, announced, queue_base=base)
 
 
 def draining() -> Refusal:

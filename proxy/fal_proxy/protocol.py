@@ -9,7 +9,7 @@ reset the connection, and how to be told that the caller has left, even behind b
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import httptools
 
@@ -20,8 +20,14 @@ from fal_proxy.downstream.deadlines import Phase
 from fal_proxy.downstream.faults import FRAMING, NOT_HTTP, TOO_LARGE, Fault
 from fal_proxy.downstream.framing import MAX_HEAD_BYTES, BehindChunkedBody, Head
 from fal_proxy.downstream.heads import describe, judge_framing, judge_head
+from fal_proxy.downstream.known_heads import KnownHead, KnownHeads
 from fal_proxy.downstream.websocket import SocketProtocol, take_over
 from fal_proxy.lifecycle import Stage
+
+if TYPE_CHECKING:
+    from uvicorn._types import HTTPScope
+
+    from fal_proxy.asgi import Scope
 
 _SERVING = Stage.SERVING  # looked up once: an enum's members are slow to find
 
@@ -29,14 +35,17 @@ _SERVING = Stage.SERVING  # looked up once: an enum's members are slow to find
 class HttpProtocol(Connection):
     """One connection of a caller, as it is read."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, known_heads: KnownHeads | None = None, **kwargs: Any) -> None:
+        """Take the heads that its server knows."""
         super().__init__(*args, **kwargs)
+        self._known_heads = KnownHeads() if known_heads is None else known_heads
         self._held = bytearray()  # bytes behind a request that is not answered yet
         self._answered_early = False  # the last request, before its body was whole
         self._head = Head()
         self._message_done = True
         self._left: int | None = 0  # of a body; None: chunked
-        self._skipped = False  # the parser has not seen all of the body
+        self._parsing = True  # the parser has seen all that came of this request
+        self._new_head: KnownHead | None = None  # as the parser sees it
         self._overhead_bytes = 0  # of chunk framing since the last byte of the body, and of trailers
         self._fault: Fault | None = None
         self._overran = False  # the parser has begun a request that our cut does not know
@@ -68,7 +77,8 @@ class HttpProtocol(Connection):
 
     def _read_head(self, data: bytes) -> bytes:
         """Feed the bytes of one head; return what is behind it."""
-        if not self._head.begun:
+        begins = not self._head.begun
+        if begins:
             self._head_done = self._message_done = False
         size = self._head.take(data)
         if not size:
@@ -78,11 +88,16 @@ class HttpProtocol(Connection):
             elif self._feed(data) and self._head_done:
                 self._refuse(NOT_HTTP)
             return b""
-        if self._feed(data if size == len(data) else data[:size]):
+        head = data if size == len(data) else data[:size]
+        if begins and (known := self._known_heads.find(head)) is not None:
+            self._begin_known(known)
+        elif self._feed(head):
             if not self._head_done:
                 self._refuse(NOT_HTTP)
             elif not self._message_done:
                 self._deadlines.enter(Phase.BODY)
+            if begins and (new := self._new_head) is not None and self._message_done == (not new.body_bytes):
+                self._known_heads.keep(head, new)
         return data[size:]
 
     def _read_body(self, data: bytes) -> bytes:
@@ -96,13 +111,14 @@ class HttpProtocol(Connection):
             return b""
         if len(data) < self._left:  # and there is more to come: nothing in it is the parser's business
             self._left -= len(data)
-            self._skipped = True
+            if self._parsing:
+                self._parsing = False
+                self.parser = httptools.HttpRequestParser(self)  # the other's count would be behind
             self.on_body(data)
             return b""
         piece = data if len(data) == self._left else data[: self._left]
-        if self._skipped:
-            self._skipped, self._left = False, 0
-            self.parser = httptools.HttpRequestParser(self)  # its own count is behind
+        if not self._parsing:
+            self._left = 0
             self.on_body(piece)
             self.on_message_complete()
             return data[len(piece) :]
@@ -136,6 +152,7 @@ class HttpProtocol(Connection):
             self._overran = True
             raise BehindChunkedBody
         self._overhead_bytes = 0
+        self._parsing, self._new_head = True, None
         super().on_message_begin()
 
     def on_header(self, name: bytes, value: bytes) -> None:
@@ -156,20 +173,44 @@ class HttpProtocol(Connection):
             self._left, self.expect_100_continue, self._fault = judge_framing(version, self.headers)
         if self._fault is not None or self.parser.should_upgrade():
             return
-        scope = self.scope
+        scope, length = self.scope, self._left
         describe(scope, self.parser.get_method(), self.url, version)
-        stays = self._lifecycle.stage is _SERVING
-        keep_alive = stays and version == "1.1" and self.parser.should_keep_alive()
+        persistent = version == "1.1" and self.parser.should_keep_alive()
+        if length is not None and not self.expect_100_continue:
+            self._new_head = KnownHead(cast("Scope", scope), self.url, length, persistent=persistent)
+        self._start(scope, self._new_head, persistent=persistent)
+
+    def _begin_known(self, known: KnownHead) -> None:
+        """Begin a request whose head was read before; the parser, which is between two requests, learns nothing of it."""
+        self._parsing, self._new_head, self._overhead_bytes = False, None, 0
+        self._head_done = True
+        self.url, self._left, self.expect_100_continue = known.target, known.body_bytes, False
+        scope = cast("HTTPScope", {**known.scope, "server": self.server, "client": self.client, "scheme": self.scheme})
+        scope["state"] = self.app_state.copy()
+        self.scope, self.headers = scope, known.scope["headers"]
+        self._start(scope, known, persistent=known.persistent)
+        if known.body_bytes:
+            self._deadlines.enter(Phase.BODY)
+        else:
+            self.on_message_complete()
+
+    def _start(self, scope: HTTPScope, known: KnownHead | None, *, persistent: bool) -> None:
+        """Tell the app of a request, and what ASGI leaves out."""
+        keep_alive = persistent and self._lifecycle.stage is _SERVING
         expects, done = self.expect_100_continue, self.on_response_complete
-        self.cycle = Cycle(scope, self.transport, self.flow, self.loop, expects, keep_alive, done)
+        self.cycle = cycle = Cycle(scope, self.transport, self.flow, self.loop, expects, keep_alive, done)
         own: dict[object, object] = {"raw_target": self.url, "reset": self.cut}
-        own["on_departure"], own["push"] = self._departure.listen, self.cycle.push
+        own["on_departure"], own["push"] = self._departure.listen, cycle.push
+        own["received"], own["answer"] = cycle.received, cycle.answer
+        if known is not None:
+            own["notes"] = known.notes
         scope["extensions"] = {EXTENSION: own}
-        self._start_asgi_task(self.cycle, self.app)
+        self._start_asgi_task(cycle, self.app)
 
     def on_body(self, body: bytes) -> None:
         """Pass body bytes on to the app."""
         self._deadlines.received += len(body)
+        self._new_head = None  # in it, where the parser ends a head before our cut does: nothing to remember
         if self._fault is None and not self.cycle.response_complete:
             self.cycle.take(body)
 
@@ -177,7 +218,7 @@ class HttpProtocol(Connection):
         """End a request: from now on it is our turn."""
         if self._overhead_bytes > MAX_HEAD_BYTES:
             self._fault = TOO_LARGE
-        if self._fault is not None or self.parser.should_upgrade():
+        if self._fault is not None or (self._parsing and self.parser.should_upgrade()):
             return
         self._message_done = True
         self._answered_early = self.cycle.response_complete

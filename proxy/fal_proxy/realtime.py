@@ -19,10 +19,11 @@ from fal_proxy import headers as fields
 from fal_proxy.admission.accounts import Account
 from fal_proxy.admission.gate import Grant
 from fal_proxy.errors import ClientGone, Refusal, UpstreamError, UpstreamInvalid, close_code
-from fal_proxy.exchange import Caller, Ending, Exchange, Kind, Request, Target
-from fal_proxy.gateway import CLIENT_PROXY, Gateway, draining
+from fal_proxy.exchange import Caller, Ending, Exchange, Kind, Target
+from fal_proxy.gateway import Gateway, draining
 from fal_proxy.headers import Headers
 from fal_proxy.identity.ticket import Ticket
+from fal_proxy.judging import CLIENT_PROXY
 from fal_proxy.policy.arrival import address
 from fal_proxy.policy.origin import judge_cross_site
 from fal_proxy.policy.plans import closed_plan, permit
@@ -34,6 +35,7 @@ from fal_proxy.relay.inbound import Message, OnDeparture, Receive, Send
 from fal_proxy.relay.messages import MessageSide
 from fal_proxy.relay.websocket import CallerSide, Session, Terms
 from fal_proxy.reply import Reply
+from fal_proxy.request import Request
 from fal_proxy.sockets.frames import shortened
 from fal_proxy.upstream.dial import Dialer
 from fal_proxy.upstream.handshake import Denied, Opened, open_socket
@@ -86,7 +88,7 @@ class Realtime:
                 raise _spent()
             amount = self._reservation(target, plan.name)
             key = gateway.keys.choose()
-            grant = await gateway.gate.admit(caller, plan.name, target, amount, "")
+            grant = await gateway.gate.admit(caller, gateway.gate.asking(caller, plan.name, target), amount)
             reply.limits = grant.headers
             account = Account(gateway.gate.store, grant, exchange, caller, target, charge_for, key.id)
             gateway.settler.opened(grant.entry_id)

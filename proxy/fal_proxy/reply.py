@@ -6,7 +6,7 @@ from fal_proxy import headers as fields
 from fal_proxy.errors import Refusal, render
 from fal_proxy.exchange import Exchange
 from fal_proxy.headers import Headers
-from fal_proxy.relay.inbound import Send
+from fal_proxy.relay.inbound import Answer, Send
 
 _NO_PAGE = fields.cors(None, ours=True)
 
@@ -14,8 +14,10 @@ _NO_PAGE = fields.cors(None, ours=True)
 class Reply:
     """The way down: what every answer carries, and whether its head has gone."""
 
-    def __init__(self, send: Send, exchange: Exchange | None = None) -> None:
+    def __init__(self, send: Send, exchange: Exchange | None = None, answer: Answer | None = None) -> None:
+        """Take what writes a whole answer at once, where the server can."""
         self.send = send
+        self._answer = answer
         self.exchange = exchange or Exchange()  # beside the mount there is none, and nobody reads this one
         self.cors = _NO_PAGE
         self.cookie: bytes | None = None
@@ -29,6 +31,13 @@ class Reply:
     async def head(self, status: int, upstream: Headers) -> None:
         """Send a head: fal's fields by allow-list, then ours."""
         await self._start(status, fields.to_downstream(upstream) if upstream else [])
+
+    def at_once(self, status: int, upstream: Headers, body: bytes) -> bool:
+        """Send a head as `head` does, and all of the body; return False, with nothing sent, where the server cannot."""
+        if self._answer is None or not self._answer(status, self._all(fields.to_downstream(upstream)), body):
+            return False
+        self.exchange.status = status
+        return True
 
     async def file_head(self, status: int, upstream: Headers) -> None:
         """Send a file's head: caches may keep it as the CDN says, and it is shown as nothing that could run."""
@@ -70,7 +79,11 @@ class Reply:
 
     async def _start(self, status: int, passed: Headers, always: Headers = fields.ALWAYS_DOWN) -> None:
         self.exchange.status = status
+        headers = self._all(passed, always)
+        await self.send({"type": "http.response.start", "status": status, "headers": headers})
+
+    def _all(self, passed: Headers, always: Headers = fields.ALWAYS_DOWN) -> Headers:
         headers = [*passed, *self.limits, *always, *self.cors]
         if self.cookie is not None:
             headers.append((b"set-cookie", self.cookie))
-        await self.send({"type": "http.response.start", "status": status, "headers": headers})
+        return headers

@@ -23,6 +23,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from fal_proxy.allocator import keep_large_blocks_apart
 from fal_proxy.downstream.backlog import is_waiting, turn_away
 from fal_proxy.downstream.deadlines import KEEP_ALIVE_SECONDS, Sweep
+from fal_proxy.downstream.known_heads import KnownHeads
 from fal_proxy.downstream.peers import Peers, raise_file_limit
 from fal_proxy.errors import Misconfigured
 from fal_proxy.lifecycle import Lifecycle, Stage
@@ -258,7 +259,9 @@ def _protocol_of(listener: Listener) -> type[asyncio.Protocol]:
     if not issubclass(listener.protocol, HttpProtocol):
         return listener.protocol
     peers = Peers(listener.trusted_proxies, listener.max_connections, trusts=listener.trusts)
-    made = functools.partial(listener.protocol, peers=peers, sweep=Sweep(), lifecycle=listener.lifecycle)
+    made = functools.partial(
+        listener.protocol, peers=peers, sweep=Sweep(), lifecycle=listener.lifecycle, known_heads=KnownHeads()
+    )
     return cast("type[asyncio.Protocol]", made)
 
 

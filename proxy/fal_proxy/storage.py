@@ -22,10 +22,11 @@ from fal_proxy import headers as fields
 from fal_proxy.admission.uploaded import Uploaded
 from fal_proxy.errors import Refusal, UpstreamError, UpstreamInvalid
 from fal_proxy.exchange import Caller, Kind, Target
-from fal_proxy.gateway import ACCEPT_PLAIN, CLIENT_PROXY, Arrival, Gateway
+from fal_proxy.gateway import Arrival, Gateway
 from fal_proxy.headers import Headers
 from fal_proxy.identity import credential_of
 from fal_proxy.identity.capability import Upload
+from fal_proxy.judging import ACCEPT_PLAIN, CLIENT_PROXY
 from fal_proxy.policy.arrival import address
 from fal_proxy.policy.origin import judge_cross_site
 from fal_proxy.policy.plans import closed_plan
@@ -154,7 +155,9 @@ class Storage:
         multipart = target.path.endswith(b"/multipart")
         begun = await self._begin(arrival, self._whole_file(caller, content_type, target), "")
         # An upload begins here, as it does elsewhere with an initiation.
-        grant = await gateway.gate.admit(caller, caller.plan, replace(target, kind=Kind.UPLOAD_INITIATE), 0, "")
+        grant = await gateway.gate.admit(
+            caller, gateway.gate.asking(caller, caller.plan, replace(target, kind=Kind.UPLOAD_INITIATE))
+        )
         arrival.reply.limits = grant.headers
         key = gateway.keys.choose()
         rewrite = None
@@ -223,7 +226,7 @@ class Storage:
         outgoing = Outgoing(method, origin, path_and_query, headers, target, arrival.announced, begun.first)
         down = Down(reply.head, arrival.send) if rewrite is None else RewrittenAnswer(reply, rewrite).down
         patience, guard = gateway.patience, gateway.key_guard
-        await relay(gateway.engine, outgoing, begun.inbound, down, patience, reply.exchange, watched, guard)
+        await relay(gateway.engine, outgoing, None, begun.inbound, down, patience, reply.exchange, watched, guard)
 
     async def _read(self, arrival: Arrival, target: Target) -> None:
         """Carry a file down."""
@@ -239,7 +242,7 @@ class Storage:
         outgoing = Outgoing(request.method.encode("ascii"), origin, path_and_query, [*passed, CLIENT_PROXY], target, 0)
         inbound = Inbound(arrival.receive, 0, arrival.announced, arrival.server.on_departure)
         down, patience, guard = Down(reply.file_head, arrival.send), gateway.patience, gateway.key_guard
-        await relay(gateway.engine, outgoing, inbound, down, patience, reply.exchange, _Watched(), guard)
+        await relay(gateway.engine, outgoing, None, inbound, down, patience, reply.exchange, _Watched(), guard)
 
     async def _point_at(self, arrival: Arrival, target: Target) -> None:
         """Say where the file is, which Python's client takes the address of its parts for. Browsers do not need that."""

@@ -9,11 +9,12 @@ from collections.abc import Callable
 
 from fal_proxy.asgi import EXTENSION, Scope, read_request
 from fal_proxy.errors import Refusal
-from fal_proxy.exchange import Ending, Request
+from fal_proxy.exchange import Ending
 from fal_proxy.gateway import Gateway
 from fal_proxy.headers import Headers
 from fal_proxy.relay.inbound import Message
 from fal_proxy.reply import Reply
+from fal_proxy.request import Request
 
 
 class Unread:

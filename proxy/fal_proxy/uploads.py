@@ -16,7 +16,7 @@ import msgspec
 from fal_proxy import routes
 from fal_proxy.environment import Secret
 from fal_proxy.errors import Refusal
-from fal_proxy.exchange import Caller, Kind, Request, Target
+from fal_proxy.exchange import Caller, Kind, Target
 from fal_proxy.headers import Headers
 from fal_proxy.identity.capability import Bearer, Seals, Upload
 from fal_proxy.policy.origin import Site
@@ -25,6 +25,7 @@ from fal_proxy.relay.answering import Down
 from fal_proxy.relay.http import Outgoing
 from fal_proxy.relay.inbound import Inbound, Message
 from fal_proxy.reply import Reply
+from fal_proxy.request import Request
 from fal_proxy.settings import Settings
 from fal_proxy.upstream.dial import Route
 

@@ -28,6 +28,7 @@ from fal_proxy.downstream.cycle import Cycle
 from fal_proxy.downstream.flow import Outlet
 from fal_proxy.gateway import Gateway
 from fal_proxy.identity import Identities
+from fal_proxy.judging import Judging
 from fal_proxy.protocol import HttpProtocol
 from fal_proxy.relay import http as relay_http
 from fal_proxy.relay.guard import KeyGuard
@@ -48,22 +49,20 @@ STAGES: dict[str, list[tuple[Any, str]]] = {
     "read: cut, parse, begin a task": [(HttpProtocol, "data_received")],
     "ASGI: scope to request, routes": [(App, "_http")],
     "spine: what is between stages": [(Gateway, "handle"), (Gateway, "_relay")],
-    "host, CORS": [(Gateway, "judge_host")],
+    "host, CORS": [(Gateway, "_enter")],
     "identify": [(Identities, "identify")],
-    "resolve target": [(gateway, "address"), (gateway, "resolve")],
-    "origin, policy": [(gateway, "judge_cross_site"), (gateway, "permit")],
-    "prepare: fields up": [(Gateway, "_prepare")],
+    "target, origin, policy, fields up": [(Judging, "decide")],
     "body: read, input, price": [(Gateway, "_judge_body"), (Inbound, "read_first")],
-    "key": [(KeyPool, "choose"), (KeyPool, "of_job"), (relay_http.Outgoing, "signed")],
-    "admit": [(Gate, "admit")],
+    "key": [(KeyPool, "choose"), (KeyPool, "of_job")],
+    "admit": [(Gateway, "_asking"), (Gate, "admit")],
     "watch the caller": [(Inbound, "watch"), (Inbound, "_watch"), (Inbound, "close"), (Cycle, "receive")],
     "relay": [(gateway, "relay"), (relay_http, "answer"), (relay_http, "read_whole")],
-    "engine: up": [(Engine, "open"), (Call, "start")],
+    "engine: up": [(Engine, "open"), (Engine, "reuse"), (Call, "send")],
     "engine: wait and read": [(Call, "head"), (Call, "read"), (Call, "release")],
     "parse the answer": [(Connection, "data_received")],
     "key guard": [(KeyGuard, "judge"), (KeyGuard, "judge_fields")],
-    "fields down": [(Reply, "head")],
-    "write: head and body down": [(Cycle, "send")],
+    "fields down": [(Reply, "head"), (Reply, "at_once")],
+    "write: head and body down": [(Cycle, "send"), (Cycle, "answer")],
     "socket: write up": [(Connection, "write")],
     "socket: write down": [(Outlet, "write")],
     "account, settle": [(Gateway, "_account"), (Account, "answered"), (Account, "ended"), (Account, "close")],

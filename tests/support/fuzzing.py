@@ -58,19 +58,30 @@ class Stage:
         self.seeds = [row.bytes_for(credential) for row in small] + right * 8
         self.valid = next(row.bytes_for(credential) for row in rows() if row.id == "ok-cl")
         self.upstream_calls = 0
+        self.replayed = 0  # inputs of which a head was new, and so was known when they came again
         self.smuggled = 0  # calls to the smuggler's target, every one a request in its own right to the second parser
         self.answers: dict[int, int] = {}
 
     async def try_one(self, chance: random.Random) -> None:
         """Send one mutant. Raises Broken."""
         data = mutate(chance, self.seeds)
-        caller = self.server.connect()
         pieces = packets(chance, data)
+        known = len(self.server.known_heads)
+        first = await self._try(data, pieces)
+        if len(self.server.known_heads) != known:
+            self.replayed += 1
+            again = await self._try(data, pieces)
+            if again != first:
+                raise Broken(f"a head that is known is another one: first {first}", data, repr(again).encode())
+
+    async def _try(self, data: bytes, pieces: list[bytes]) -> tuple[list[bytes], list[StrictRequest]]:
+        """Send some bytes over a new connection; return the statuses that came back, and what reached upstream."""
+        caller = self.server.connect()
         for piece in pieces:
             await caller.send(piece)
             if len(pieces) > 1:
                 await asyncio.sleep(0)
-        await self._judge(data, caller)
+        return await self._judge(data, caller)
 
     async def try_valid(self) -> None:
         """Send what is right and expect what is right. Raises Broken."""
@@ -81,7 +92,7 @@ class Stage:
         if not back.startswith(b"HTTP/1.1 200 "):
             raise Broken("a valid request is not served any more", self.valid, back)
 
-    async def _judge(self, data: bytes, caller: MemoryCaller) -> None:
+    async def _judge(self, data: bytes, caller: MemoryCaller) -> tuple[list[bytes], list[StrictRequest]]:
         await caller.settle(lambda: caller.protocol._unanswered is None)
         swept = 0
         while not caller.lost and swept < SWEEPS:
@@ -92,7 +103,8 @@ class Stage:
         reached = self.dialer.requests
         self.dialer.requests = []
         self.upstream_calls += len(reached)
-        for status in _STATUS.findall(back):
+        statuses = _STATUS.findall(back)
+        for status in statuses:
             self.answers[int(status)] = self.answers.get(int(status), 0) + 1
         self.smuggled += sum(SMUGGLED in request.target for request in reached)
         if not caller.lost:
@@ -103,6 +115,7 @@ class Stage:
             raise Broken("\n".join(self.complaints.seen), data, back)
         if not _is_subsequence([_target_up(request) for request in reached], _targets(data)):
             raise Broken(f"upstream saw {reached}, which nobody asked for", data, back)
+        return statuses, reached
 
 
 class Complaints(logging.Handler):

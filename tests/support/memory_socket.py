@@ -10,7 +10,9 @@ import uvicorn
 from uvicorn.server import ServerState
 
 from fal_proxy.downstream.deadlines import Sweep
+from fal_proxy.downstream.known_heads import KnownHeads
 from fal_proxy.downstream.peers import Peers
+from fal_proxy.lifecycle import Lifecycle
 from fal_proxy.protocol import HttpProtocol
 from fal_proxy.upstream.connection import Connection
 from fal_proxy.upstream.dial import Origin
@@ -111,17 +113,20 @@ class _UpstreamTransport(MemoryTransport):
 class MemoryServer:
     """Our protocol in front of an ASGI application; `connect` makes callers."""
 
-    def __init__(self, app: Any) -> None:
+    def __init__(self, app: Any, lifecycle: Lifecycle | None = None) -> None:
+        self._lifecycle = lifecycle
         self._config = uvicorn.Config(app, http=HttpProtocol, ws="none", lifespan="off", log_config=None)
         self._config.load()
         self._state = ServerState()
         self._peers, self._sweep = Peers(max_connections=100), Sweep()
+        self.known_heads = KnownHeads()
 
     def connect(self) -> MemoryCaller:
         """Return a caller on a new connection."""
         loop = asyncio.get_running_loop()
-        protocol = HttpProtocol(self._config, self._state, {}, loop, peers=self._peers, sweep=self._sweep)
-        return MemoryCaller(protocol)
+        of_all: dict[str, Any] = {"peers": self._peers, "sweep": self._sweep, "known_heads": self.known_heads}
+        of_all["lifecycle"] = self._lifecycle
+        return MemoryCaller(HttpProtocol(self._config, self._state, {}, loop, **of_all))
 
     @property
     def connections(self) -> int:

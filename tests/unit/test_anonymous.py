@@ -7,11 +7,12 @@ import time
 import pytest
 
 from fal_proxy.environment import Secret
-from fal_proxy.exchange import Caller, Request
+from fal_proxy.exchange import Caller
 from fal_proxy.headers import Headers
 from fal_proxy.identity import Presented
 from fal_proxy.identity.anonymous import Anonymous, is_browser
 from fal_proxy.identity.network import TrustedProxies
+from fal_proxy.request import Request
 from support.instantly import instantly
 
 OLD, NEW = "an old secret, long enough", "a new secret, long enough"

@@ -10,9 +10,9 @@ import pytest
 
 from fal_proxy import Settings, User, create_app
 from fal_proxy.errors import Misconfigured, Refusal
-from fal_proxy.exchange import Request
 from fal_proxy.identity import Identities, Presented
 from fal_proxy.identity.app import AppUsers, Identify
+from fal_proxy.request import Request
 from fal_proxy.settings import Plan, Server
 from support.proxied import FAL_KEY
 

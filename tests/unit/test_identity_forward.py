@@ -8,10 +8,11 @@ from collections.abc import AsyncIterator, Callable
 import pytest
 
 from fal_proxy.errors import Refusal
-from fal_proxy.exchange import Caller, Request
+from fal_proxy.exchange import Caller
 from fal_proxy.identity import Identities, Presented, credential_of
 from fal_proxy.identity.forward import MAX_BYTES, ForwardAuth, Remembered
 from fal_proxy.identity.header import TrustedHeader
+from fal_proxy.request import Request
 from fal_proxy.settings import ForwardSource, HeaderSource
 from fal_proxy.upstream.own_calls import OwnCalls
 from support.peers import PATIENCE

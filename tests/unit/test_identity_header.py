@@ -6,9 +6,10 @@ import pytest
 
 from fal_proxy.environment import Secret
 from fal_proxy.errors import Refusal
-from fal_proxy.exchange import Caller, Request
+from fal_proxy.exchange import Caller
 from fal_proxy.identity import Presented, credential_of
 from fal_proxy.identity.header import TrustedHeader
+from fal_proxy.request import Request
 from fal_proxy.settings import HeaderSource
 
 SECRET = "0123456789abcdef0123456789abcdef"

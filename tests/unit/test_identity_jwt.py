@@ -13,10 +13,11 @@ from typing import Any, NamedTuple
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from fal_proxy.exchange import Caller, Request
+from fal_proxy.exchange import Caller
 from fal_proxy.identity import Identities, Presented
 from fal_proxy.identity.jwks import IssuerKeys
 from fal_proxy.identity.jwt import MAX_TOKEN_CHARS, JwtBearers, TokenRefused
+from fal_proxy.request import Request
 from fal_proxy.settings import JwtSource
 from fal_proxy.upstream.own_calls import OwnCalls
 from support.issuer import AUDIENCE, Issuer, ec_signer, ed_signer, encoded, issuing, rsa_signer, token

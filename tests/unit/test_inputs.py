@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fal_proxy.errors import Refusal
-from fal_proxy.exchange import Kind, Request, Target
+from fal_proxy.exchange import Kind, Target
 from fal_proxy.policy.inputs import InputRules, carries_input, decode_input, encode_input, judge_shape
+from fal_proxy.request import Request
 from fal_proxy.settings import InputRule
 
 ENDPOINT = "fal-ai/flux/dev"

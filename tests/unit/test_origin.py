@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 
 from fal_proxy.errors import Refusal
-from fal_proxy.exchange import Caller, Request
+from fal_proxy.exchange import Caller
 from fal_proxy.headers import Headers
 from fal_proxy.policy.origin import Site, judge_cross_site
+from fal_proxy.request import Request
 
 COOKIE_HOLDER = Caller("anonymous::cookie-x", "anonymous", "default", ambient=True)
 NETWORK = Caller("anonymous::network-x", "anonymous", "default", ambient=True, by_network=True)

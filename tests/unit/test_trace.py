@@ -9,8 +9,8 @@ import pytest
 
 from fal_proxy.demo.trace import HIDDEN, KEPT, Trace
 from fal_proxy.emulator import Entry
-from fal_proxy.exchange import Request
 from fal_proxy.relay.inbound import Message
+from fal_proxy.request import Request
 from support.proxied import FAL_KEY, FAL_KEY_ID, FAL_KEY_SECRET
 
 MOUNT = "/api/fal/proxy"

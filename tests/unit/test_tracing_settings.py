@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from fal_proxy.check import examine
 from fal_proxy.environment import shared_secrets
 from fal_proxy.errors import Misconfigured
-from fal_proxy.exchange import Exchange, Request
+from fal_proxy.exchange import Exchange
+from fal_proxy.request import Request
 from fal_proxy.settings import Settings, Telemetry
 from fal_proxy.telemetry.spans import Spans
 from fal_proxy.telemetry.tracing import findings, open_tracing

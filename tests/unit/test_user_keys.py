@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from fal_proxy.exchange import Request
 from fal_proxy.identity import Presented
 from fal_proxy.identity.key import KeyFileError, UserKeys, add, hash_of, new_key, read, revoke
+from fal_proxy.request import Request
 from support.instantly import instantly
 
 

@@ -7,7 +7,7 @@ import asyncio
 import msgspec
 import pytest
 
-from fal_proxy import gateway
+from fal_proxy import judging
 from fal_proxy.settings import Plan, Settings
 from fal_proxy.telemetry.access import AccessLine
 from support.lines import Lines, samples
@@ -206,7 +206,7 @@ async def test_fault_of_ours_leaves_a_line_without_its_text(
     def broken(*_: object) -> None:
         raise RuntimeError("a secret of the machine room")
 
-    monkeypatch.setattr(gateway, "resolve", broken)
+    monkeypatch.setattr(judging, "resolve", broken)
     proxy = await start(serve(answering(ok())))
     async with raw_client(proxy.port) as client:
         await client.send(request("GET", STATUS, proxy.bearer))

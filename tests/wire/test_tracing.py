@@ -12,7 +12,8 @@ import pytest
 from opentelemetry.context import attach, detach
 from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags, set_span_in_context
 
-from fal_proxy.exchange import Exchange, Request
+from fal_proxy.exchange import Exchange
+from fal_proxy.request import Request
 from fal_proxy.settings import Settings, Telemetry
 from fal_proxy.telemetry.spans import Spans
 from support.collector import CLIENT, SERVER, Collector

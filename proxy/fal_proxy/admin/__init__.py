@@ -22,10 +22,10 @@ from fal_proxy.address_guard import AddressGuard
 from fal_proxy.client import File
 from fal_proxy.environment import Secret
 from fal_proxy.errors import Refusal, render
-from fal_proxy.exchange import Request
 from fal_proxy.headers import Headers, values
 from fal_proxy.identity.network import TrustedProxies
 from fal_proxy.relay.inbound import Receive, Send
+from fal_proxy.request import Request
 from fal_proxy.routes import METRICS, OVERVIEW
 from fal_proxy.telemetry.metrics import CONTENT_TYPE, Metrics
 

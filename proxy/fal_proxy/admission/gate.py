@@ -21,7 +21,7 @@ from fal_proxy.admission.leases import Lease
 from fal_proxy.admission.ledger import is_reserving
 from fal_proxy.admission.limits import CLASSES, BudgetLimit, Limits, class_of
 from fal_proxy.admission.refusals import refusal, unavailable
-from fal_proxy.admission.terms import Terms, compile_terms
+from fal_proxy.admission.terms import RateTerms, Terms, compile_terms
 from fal_proxy.errors import StoreUnavailable
 from fal_proxy.exchange import Caller, Kind, Payer, Target
 from fal_proxy.stores import Ask, Budget, Concurrency, Outcome, Owns, Question, Rate, Record, Store
@@ -39,6 +39,21 @@ class Grant(msgspec.Struct, frozen=True):
     headers: tuple[tuple[bytes, bytes], ...] = ()
     record: Record | None = None
     payer: Payer | None = None
+
+
+class Asking(msgspec.Struct, frozen=True):
+    """What does not change between one caller's requests for one target; without a target nothing is counted."""
+
+    target: Target | None = None
+    own: RateTerms | None = None  # the caller's own rates, which are told
+    rates: tuple[Rate, ...] = ()
+    concurrency: tuple[Concurrency, ...] = ()
+    budgets: tuple[Budget, ...] = ()
+    payer: Payer | None = None  # of what is reserved, if anything is
+    records: bool = False  # an ownership will have to be recorded
+
+
+NOTHING_ASKED = Asking()
 
 
 class Gate:
@@ -70,26 +85,14 @@ class Gate:
         """Say whether money is counted for the plan's callers, so that every endpoint needs a price."""
         return bool(self._terms[plan][0].budget or self._shared[plan])
 
-    async def admit(
-        self,
-        caller: Caller,
-        plan: str,
-        target: Target,
-        amount_microusd: int,
-        price: str,
-        lease: Lease | None = None,
-    ) -> Grant:
-        """Admit and reserve, or raise Refusal: blocked, unknown_request, rate_limited, concurrency_limited,
-        budget_exhausted, store_unavailable.
-        """
+    def asking(self, caller: Caller, plan: str, target: Target, lease: Lease | None = None) -> Asking:
+        """Return what a caller's requests for a target ask, each time anew."""
         class_ = lease.class_ if lease else class_of(target.kind)
         if class_ is None:
-            await self.judge_blocked(caller)
-            return Grant()
+            return NOTHING_ASKED
         reserving = is_reserving(target.kind) or lease is not None
         holds = lease is None or lease.holds
         subjects = self._subjects(caller, plan)
-        own = subjects[0][1].rates[class_]
         rates: list[Rate] = []
         concurrency: list[Concurrency] = []
         budgets: list[Budget] = []
@@ -101,16 +104,33 @@ class Gate:
                 budgets.append(budget)
         if reserving:
             budgets += self._shared[plan]
-        payer = Payer(plan, caller.shown, caller.source, target.endpoint_id) if reserving else None
-        ask = Ask(
-            self._owns(caller, target),
+        return Asking(
+            target,
+            subjects[0][1].rates[class_],
             tuple(rates),
             tuple(concurrency),
             tuple(budgets),
+            Payer(plan, caller.shown, caller.source, target.endpoint_id) if reserving else None,
+            records=target.kind is Kind.SUBMIT or (lease is not None and lease.holds),
+        )
+
+    async def admit(self, caller: Caller, asking: Asking, amount_microusd: int = 0, price: str = "") -> Grant:
+        """Admit and reserve, or raise Refusal: blocked, unknown_request, rate_limited, concurrency_limited,
+        budget_exhausted, store_unavailable.
+        """
+        target, own, payer = asking.target, asking.own, asking.payer
+        if target is None or own is None:
+            await self.judge_blocked(caller)
+            return Grant()
+        ask = Ask(
+            self._owns(caller, target) if target.request_id else None,
+            asking.rates,
+            asking.concurrency,
+            asking.budgets,
             amount_microusd,
             price,
-            f"{self._process}{next(self._count):x}" if reserving else "",
-            target.kind is Kind.SUBMIT or (lease is not None and lease.holds),
+            f"{self._process}{next(self._count):x}" if payer is not None else "",
+            asking.records,
             len(own.each),
             marks_of(caller, paid=target.kind.traits.paid) if self.store.may_be_marked else (),
             payer,
@@ -246,7 +266,7 @@ class Gate:
         }
 
     def _owns(self, caller: Caller, target: Target) -> Owns | None:
-        if not self._ownership or target.kind not in _OWNED or not target.request_id:
+        if not self._ownership or target.kind not in _OWNED:
             return None
         anonymous = caller.source == "anonymous"
         return Owns(target.request_id, app_of(target.endpoint_id), caller.proves, anonymous)

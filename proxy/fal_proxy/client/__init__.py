@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fal_proxy.errors import Refusal
-from fal_proxy.exchange import Request
 from fal_proxy.headers import Headers, http_date, values
+from fal_proxy.request import Request
 from fal_proxy.routes import CLIENT, CLIENT_TYPES
 
 

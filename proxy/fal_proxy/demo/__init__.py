@@ -16,10 +16,10 @@ from fal_proxy.client import File
 from fal_proxy.demo.playground import TOKENS_MOUNT, Playground
 from fal_proxy.demo.trace import Arrived, Trace
 from fal_proxy.errors import Refusal
-from fal_proxy.exchange import Request
 from fal_proxy.policy.origin import Site
 from fal_proxy.relay.inbound import Receive, Send
 from fal_proxy.reply import Reply
+from fal_proxy.request import Request
 from fal_proxy.upstream.credentials import secret_half
 
 Answer = Callable[[Request, Receive, Reply], Awaitable[None]]

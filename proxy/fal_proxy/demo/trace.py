@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from fal_proxy.exchange import Request
 from fal_proxy.relay.inbound import Message, Receive, Send
+from fal_proxy.request import Request
 
 HIDDEN = "•" * 8
 KEPT = 32  # requests, and as many polls

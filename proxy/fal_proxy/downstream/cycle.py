@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from uvicorn._types import ASGIReceiveEvent, ASGISendEvent, HTTPResponseBodyEvent, HTTPResponseStartEvent, HTTPScope
     from uvicorn.protocols.http.flow_control import FlowControl
 
+    from fal_proxy.headers import Headers
+
 MAX_WAITING_BYTES = 256 * 1024  # of a request, and one read of the socket more, before we read no further
 PIECE_BYTES = 128 * 1024  # of a long piece of the answer; the next one goes when the caller has taken this
 _FRAMING = frozenset([b"content-length", b"transfer-encoding", b"connection"])
@@ -77,6 +79,15 @@ class Cycle(RequestResponseCycle):
         body = pieces[0] if len(pieces) == 1 else b"".join(pieces)
         return {"type": "http.request", "body": body, "more_body": self.more_body}
 
+    def received(self) -> bytes | None:
+        """Return the body if all of it has come and `receive` was not called; what `receive` would, without a task's turn."""
+        if self.more_body or self.disconnected or self.flow.read_paused:
+            return None
+        pieces, self._received = self._received, []
+        self.waiting_bytes = 0
+        self.message_event.clear()
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
     async def send(self, message: ASGISendEvent) -> None:
         """Take one ASGI message."""
         if self.flow.write_paused and not self.disconnected:
@@ -99,6 +110,25 @@ class Cycle(RequestResponseCycle):
         self._write(self._framed(body))
         return not self.flow.write_paused
 
+    def answer(self, status: int, headers: Headers, body: bytes) -> bool:
+        """Write a whole answer now, as `send` would in two messages; return False, with nothing done, where it must.
+
+        Of framing `headers` hold nothing, and `status` allows a body.
+        """
+        sendable = not (self.disconnected or self.response_started or self.flow.write_paused)
+        if not sendable or len(body) > PIECE_BYTES or self.scope["method"] == "HEAD":
+            return False
+        lines = [STATUS_LINE[status], *[b"%b: %b\r\n" % field for field in headers]]
+        lines.append(b"content-length: %d\r\n" % len(body))
+        if not self.keep_alive:
+            lines.append(b"connection: close\r\n")
+        head = _joined(lines)
+        self.response_started = True
+        self.waiting_for_100_continue = False
+        self.transport.write(head + body)
+        self._end()
+        return True
+
     def _begin(self, message: HTTPResponseStartEvent) -> None:
         self.response_started = True
         self.waiting_for_100_continue = False
@@ -114,13 +144,7 @@ class Cycle(RequestResponseCycle):
         if self.chunked_encoding is None and self.scope["method"] != "HEAD" and status not in (204, 304):
             self.chunked_encoding = True
             lines.append(b"transfer-encoding: chunked\r\n")
-        lines.append(b"\r\n")
-        head = b"".join(lines)
-        count = len(lines)
-        # Two a line, and these are its end.
-        if len(head) - len(head.translate(None, _CONTROLS)) != 2 * count or head.count(b"\r\n") != count:
-            raise RuntimeError("a field of the answer holds a control character")
-        self._head = head
+        self._head = _joined(lines)
         self._loop.call_soon(self.flush)
 
     def _note_framing(self, name: bytes, value: bytes) -> bool:
@@ -157,6 +181,9 @@ class Cycle(RequestResponseCycle):
         if self.expected_content_length:
             raise RuntimeError("the answer is shorter than its Content-Length")
         self._write(b"%b0\r\n\r\n" % last if self.chunked_encoding and self.scope["method"] != "HEAD" else last)
+        self._end()
+
+    def _end(self) -> None:
         self.response_complete = True
         self.message_event.set()
         self.on_response()  # which closes, unless it is to be kept alive
@@ -182,3 +209,13 @@ class Cycle(RequestResponseCycle):
         """Write a head whose body has not come yet."""
         if self._head and not self.disconnected and not self.transport.is_closing():
             self._write(b"")
+
+
+def _joined(lines: list[bytes]) -> bytes:
+    """Return a head. Raises RuntimeError for a field that would make more of it."""
+    head = b"".join([*lines, b"\r\n"])
+    count = len(lines) + 1
+    # Two a line, and these are its end.
+    if len(head) - len(head.translate(None, _CONTROLS)) != 2 * count or head.count(b"\r\n") != count:
+        raise RuntimeError("a field of the answer holds a control character")
+    return head

@@ -9,12 +9,14 @@ from typing import Protocol, TypeGuard
 import msgspec
 
 from fal_proxy.errors import Refusal
-from fal_proxy.exchange import Caller, Request
+from fal_proxy.exchange import Caller
+from fal_proxy.request import Request
 from fal_proxy.upstream.credentials import looks_like_fal_key
 
 DEFAULT_PLAN = "default"
 MAX_NAME_CHARS = 255
 MAX_REMEMBERED = 4096
+_UNREAD = "not a credential, but that none was looked for"
 _CHALLENGE = ((b"www-authenticate", b"Bearer"),)
 
 
@@ -53,7 +55,11 @@ class Identities:
 
         Raises Refusal `identity_unavailable` when a source cannot tell right now.
         """
-        presented = Presented(request, credential_of(request, any_scheme=self._any_scheme))
+        credential: str | None = request.notes.get(self, _UNREAD)
+        if credential is _UNREAD:
+            credential = credential_of(request, any_scheme=self._any_scheme)
+            request.note(self, credential)
+        presented = Presented(request, credential)
         for source in self._sources:
             if caller := await source.identify(presented):
                 return caller if caller.proves else self._with_carried(caller, request)

@@ -10,10 +10,11 @@ from dataclasses import replace
 from itsdangerous import BadSignature, TimestampSigner
 
 from fal_proxy.environment import Secret
-from fal_proxy.exchange import Caller, Request
+from fal_proxy.exchange import Caller
 from fal_proxy.headers import values
 from fal_proxy.identity import Presented
 from fal_proxy.identity.network import TrustedProxies
+from fal_proxy.request import Request
 
 COOKIE = "fal_proxy_anon"
 HOST_COOKIE = f"__Host-{COOKIE}"  # where our public side is https

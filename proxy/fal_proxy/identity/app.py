@@ -10,8 +10,9 @@ from typing import Any
 import msgspec
 
 from fal_proxy.errors import Refusal
-from fal_proxy.exchange import Caller, Request
+from fal_proxy.exchange import Caller
 from fal_proxy.identity import DEFAULT_PLAN, Presented, is_plain_name
+from fal_proxy.request import Request
 
 APP = "app"  # the name of this source, in ids and findings
 

@@ -15,11 +15,12 @@ from typing import Generic, NamedTuple, TypeVar
 import msgspec
 
 from fal_proxy.errors import Refusal
-from fal_proxy.exchange import Caller, Request
+from fal_proxy.exchange import Caller
 from fal_proxy.headers import Headers
 from fal_proxy.identity import DEFAULT_PLAN, Presented, is_plain_name
 from fal_proxy.identity.anonymous import COOKIE, HOST_COOKIE
 from fal_proxy.identity.flights import Flights
+from fal_proxy.request import Request
 from fal_proxy.settings import ForwardSource
 from fal_proxy.upstream.own_calls import OwnCallError, OwnCalls
 

@@ -11,10 +11,11 @@ from collections.abc import Collection
 
 from fal_proxy.environment import Secret
 from fal_proxy.errors import Refusal
-from fal_proxy.exchange import Caller, Request
+from fal_proxy.exchange import Caller
 from fal_proxy.headers import values
 from fal_proxy.identity import DEFAULT_PLAN, Presented, is_plain_name
 from fal_proxy.identity.network import Networks, address_of
+from fal_proxy.request import Request
 from fal_proxy.settings import HeaderSource
 
 

@@ -15,10 +15,11 @@ from collections.abc import Callable, Collection
 from typing import Any, NamedTuple, NoReturn
 
 from fal_proxy.errors import FalProxyError
-from fal_proxy.exchange import Caller, Request
+from fal_proxy.exchange import Caller
 from fal_proxy.identity import DEFAULT_PLAN, Presented, is_plain_name
 from fal_proxy.identity.jwks import IssuerKeys
 from fal_proxy.identity.published import FETCH_SECONDS, MAX_BYTES
+from fal_proxy.request import Request
 from fal_proxy.settings import JwtSource
 from fal_proxy.upstream.own_calls import OwnCalls
 

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 from fal_proxy.environment import Secret
-from fal_proxy.exchange import Request
 from fal_proxy.identity import Identities, Source
 from fal_proxy.identity.anonymous import Anonymous
 from fal_proxy.identity.app import AppUsers, Identify
@@ -16,6 +15,7 @@ from fal_proxy.identity.header import TrustedHeader
 from fal_proxy.identity.jwt import JwtBearers
 from fal_proxy.identity.key import UserKeys
 from fal_proxy.identity.network import TrustedProxies
+from fal_proxy.request import Request
 from fal_proxy.settings import Settings
 
 

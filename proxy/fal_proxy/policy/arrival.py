@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fal_proxy.errors import Refusal
-from fal_proxy.exchange import Addressed, Request
+from fal_proxy.request import Addressed, Request
 
 TARGET_HEADER = b"x-fal-target-url"
 _MAX_LENGTH_DIGITS = 18

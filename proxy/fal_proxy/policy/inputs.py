@@ -14,8 +14,9 @@ from typing import Any, TypeGuard
 import msgspec
 
 from fal_proxy.errors import Refusal
-from fal_proxy.exchange import Kind, Request, Target
+from fal_proxy.exchange import Kind, Target
 from fal_proxy.policy.endpoints import App, Globs, plainly, spelled_plainly
+from fal_proxy.request import Request
 from fal_proxy.settings import InputRule
 
 Input = dict[str, Any]

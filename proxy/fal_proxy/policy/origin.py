@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 from fal_proxy.errors import Refusal
-from fal_proxy.exchange import Caller, Request
+from fal_proxy.exchange import Caller
+from fal_proxy.request import Request
 from fal_proxy.settings import origin_of
 
 # A name or an IPv6 literal, and a numeric port: what browsers send (RFC 9110 §7.2).

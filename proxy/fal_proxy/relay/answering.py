@@ -11,7 +11,7 @@ from fal_proxy.exchange import Exchange, Kind
 from fal_proxy.headers import Headers
 from fal_proxy.relay.events import WholeCharacters, is_event_stream
 from fal_proxy.relay.guard import KeyGuard, Watch, watched
-from fal_proxy.relay.inbound import Push, Send
+from fal_proxy.relay.inbound import Answer, Push, Send
 from fal_proxy.relay.rewrite import PointedBack, point_back
 from fal_proxy.relay.whole import Whole
 from fal_proxy.upstream.answer import Head
@@ -31,12 +31,13 @@ Respond = Callable[[int, Headers], Awaitable[None]]
 class Down(NamedTuple):
     """The way down: what sends the head together with everything that we add to it, then the body.
 
-    `push` is there where the server can write a piece without being awaited.
+    `push` is there where the server can write a piece without being awaited, `at_once` where it can a whole answer.
     """
 
     respond: Respond
     send: Send
     push: Push | None = None
+    at_once: Answer | None = None
 
 
 class Books(Protocol):
@@ -67,23 +68,19 @@ async def answer(
 
     With a `queue_base`, its queue URLs begin with that. Guard and books have seen them as fal wrote them.
     """
+    if whole.ended:
+        await _answer_whole(head, whole.body, down, exchange, queue_base)
+        return
     shape: WholeCharacters | PointedBack | None = None
-    if not whole.ended and is_event_stream(head):
+    if is_event_stream(head):
         shape = WholeCharacters() if queue_base is None else PointedBack(queue_base)
-    bodiless = head.status in (204, 304)
-    new_length = whole.ended or bodiless or isinstance(shape, PointedBack)
-    fields = [field for field in head.headers if field[0] != b"content-length"] if new_length else head.headers
+    new_length = head.status in (204, 304) or isinstance(shape, PointedBack)
 
     async def pass_on(data: bytes, *, more: bool = True) -> None:
         exchange.bytes_down += len(data)
         await down.send({"type": "http.response.body", "body": data, "more_body": more})
 
-    if whole.ended:
-        body = whole.body if queue_base is None else point_back(whole.body, queue_base)
-        await down.respond(head.status, fields if bodiless else [*fields, (b"content-length", b"%d" % len(body))])
-        await pass_on(body, more=False)
-        return
-    await down.respond(head.status, fields)
+    await down.respond(head.status, _without_length(head) if new_length else head.headers)
     tells, watch = exchange.kind in _WATCHED, guard.watch()
     push = None if tells or not isinstance(shape, WholeCharacters) else _pusher(down.push, watch, shape, exchange)
     first = whole.body
@@ -109,6 +106,21 @@ async def answer(
         exchange.answered_seconds = exchange.elapsed_seconds
     await books.ended()
     await pass_on(shape.rest() if shape is not None else b"", more=False)
+
+
+async def _answer_whole(head: Head, body: bytes, down: Down, exchange: Exchange, queue_base: bytes | None) -> None:
+    """Send an answer that was read whole; at once where the server can."""
+    fields, bodiless = _without_length(head), head.status in (204, 304)
+    if queue_base is not None:
+        body = point_back(body, queue_base)
+    exchange.bytes_down += len(body)
+    if bodiless or down.at_once is None or not down.at_once(head.status, fields, body):
+        await down.respond(head.status, fields if bodiless else [*fields, (b"content-length", b"%d" % len(body))])
+        await down.send({"type": "http.response.body", "body": body, "more_body": False})
+
+
+def _without_length(head: Head) -> Headers:
+    return [field for field in head.headers if field[0] != b"content-length"]
 
 
 def _pusher(push: Push | None, watch: Watch, shape: WholeCharacters, exchange: Exchange) -> Push | None:

@@ -39,6 +39,7 @@ from fal_proxy.upstream.call import Call
 from fal_proxy.upstream.dial import Origin
 from fal_proxy.upstream.engine import Engine
 from fal_proxy.upstream.keys import Key
+from fal_proxy.upstream.request_text import request_text
 
 JSON_WHOLE_BYTES = 256 * 1024
 RUN_HEAD_SECONDS = 3600.0
@@ -59,8 +60,8 @@ class Patience:
         return max(RUN_HEAD_SECONDS if kind in (Kind.RUN, Kind.STREAM) else least, self.head_seconds)
 
 
-class Outgoing(msgspec.Struct, frozen=True, gc=False):
-    """A request that was judged in every respect and is ready to be sent."""
+class Outgoing(msgspec.Struct, gc=False):
+    """A request that was judged in every respect and is ready to be sent, with the key of the day. Never changed."""
 
     method: bytes
     origin: Origin
@@ -69,26 +70,26 @@ class Outgoing(msgspec.Struct, frozen=True, gc=False):
     target: Target
     announced_bytes: int | None  # by the caller; 0: no body, None: chunked
     judged: bytes | None = None  # what was read and judged: a JSON body of ours, or the first bytes of an upload
-    key: Key | None = None  # whose field is the last of `headers`
     queue_base: bytes | None = None  # what the queue URLs in the answer shall begin with instead of fal's own host
+    _text: bytes = b""
 
-    def signed(self, key: Key) -> Outgoing:
-        """Return the request with a fal key, which goes last."""
-        fields = [*self.headers, key.field]
-        return replace(self, headers=fields, key=key)
-
-    def __repr__(self) -> str:
-        return f"Outgoing({self.method!r}, {self.target!r})"  # its fields hold a key
+    @property
+    def text(self) -> bytes:
+        """Return the head as text, without what key and body add; made once."""
+        if not self._text:
+            self._text = request_text(self.method, self.path_and_query, self.origin.authority, self.headers)
+        return self._text
 
     def rebuilt(self, body: bytes) -> Outgoing:
         """Return the request with this JSON body, called JSON, instead of the caller's."""
         kept = [pair for pair in self.headers if pair[0] != b"content-type"]
-        return replace(self, headers=[(b"content-type", b"application/json"), *kept], judged=body)
+        return replace(self, headers=[(b"content-type", b"application/json"), *kept], judged=body, _text=b"")
 
 
 async def relay(
     engine: Engine,
     outgoing: Outgoing,
+    key: Key | None,
     inbound: Inbound,
     down: Down,
     patience: Patience,
@@ -96,7 +97,7 @@ async def relay(
     books: Books,
     guard: KeyGuard,
 ) -> None:
-    """Carry one exchange. Raises Refusal before the head went down, Reset after it, ClientGone for a departed caller.
+    """Carry one exchange, with a fal key where it needs one. Raises Refusal before the head went down, Reset after it, ClientGone for a departed caller.
 
     What happens upstream is noted in `exchange`; `books` learn what answers say before they go down, even if nobody
     waits for them any more.
@@ -104,7 +105,7 @@ async def relay(
     kind = outgoing.target.kind
     first = await _first_bytes(outgoing, inbound)
     inbound.watch()
-    upload = _Upload(inbound, kind.traits, exchange)
+    upload = _Upload(inbound, kind.traits, exchange, b"" if key is None else key.line)
     try:
         try:
             call, head = await _ask(engine, outgoing, upload, first, patience.until_head(kind), exchange)
@@ -113,9 +114,9 @@ async def relay(
             exchange.whole = whole.ended
             if whole.ended and exchange.trace is not None:
                 exchange.answered_seconds = exchange.elapsed_seconds
-            if outgoing.key is not None:
+            if key is not None:
                 said = whole.body if whole.ended else b""
-                outgoing.key.answered(head.status, said, from_job=exchange.named, paid=kind.traits.paid)
+                key.answered(head.status, said, from_job=exchange.named, paid=kind.traits.paid)
             if whole.ended:
                 await books.answered(head.status, whole.body)
                 await books.ended()
@@ -149,8 +150,9 @@ async def _first_bytes(outgoing: Outgoing, inbound: Inbound) -> bytes:
 class _Upload:
     """The way up: the request, its body, and what the caller's departure means for it. Owns the call it started."""
 
-    def __init__(self, inbound: Inbound, traits: Traits, exchange: Exchange) -> None:
+    def __init__(self, inbound: Inbound, traits: Traits, exchange: Exchange, key_line: bytes) -> None:
         self._inbound = inbound
+        self._key_line = key_line
         self._traits = traits
         self._exchange = exchange
         self._call: Call | None = None
@@ -165,7 +167,7 @@ class _Upload:
         self._inbound.on_gone = self._departed
         complete = self._inbound.complete
         length = len(first) if complete else outgoing.announced_bytes
-        call.start(outgoing.method, outgoing.path_and_query, outgoing.headers, length=length, body=first)
+        call.send(outgoing.method, outgoing.text + self._key_line, length=length, body=first)
         self._exchange.written = True
         self._exchange.bytes_up = len(first)
         if not complete:

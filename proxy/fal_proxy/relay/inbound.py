@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any, NamedTuple
 
 from fal_proxy.errors import ClientGone, Refusal
+from fal_proxy.headers import Headers
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
+Received = Callable[[], bytes | None]  # returns the whole body if it has come
+Answer = Callable[[int, Headers, bytes], bool]  # writes a whole answer now, or does nothing and says so
 Push = Callable[[bytes], bool]  # writes a piece of the answer's body now; says whether the next one may come as fast
 OnDeparture = Callable[[Callable[[], None]], None]  # registers what to call when the caller leaves
 
@@ -21,6 +24,14 @@ class OurServer(NamedTuple):
 
     on_departure: OnDeparture | None = None
     push: Push | None = None
+    received: Received | None = None
+    answer: Answer | None = None
+
+    @classmethod
+    def of(cls, own: Mapping[str, Any]) -> OurServer:
+        """Return what a scope's extension says that it can do."""
+        get = own.get
+        return cls(get("on_departure"), get("push"), get("received"), get("answer"))
 
 
 NOT_OURS = OurServer()
@@ -43,10 +54,12 @@ class Inbound:
         announced: int | None,
         on_departure: OnDeparture | None = None,
         limit: str = "server.max_body_bytes",
+        received: Received | None = None,
     ) -> None:
         """Take the announced length (None: chunked), and `on_departure` where the server can tell of a departure
         behind bytes that nobody receives yet. `limit` is the setting that `max_bytes` comes from.
         """
+        self._received = received
         self._receive = receive
         self._announced = announced
         self._on_departure = on_departure
@@ -69,6 +82,10 @@ class Inbound:
         Raises ClientGone, and Refusal: `body_too_large` beyond the cap, `bad_request` for another length than announced.
         """
         parts: list[bytes] = []
+        if self._received is not None and (whole := self._received()) is not None:
+            parts.append(whole)
+            self._count(len(whole))
+            self.complete = True
         while not self.complete and self._total <= limit_bytes:
             message = await self._receive()
             if message["type"] == "http.disconnect":

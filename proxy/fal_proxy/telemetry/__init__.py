@@ -9,7 +9,8 @@ import asyncio
 import time
 from collections.abc import Callable, Collection
 
-from fal_proxy.exchange import Exchange, Request
+from fal_proxy.exchange import Exchange
+from fal_proxy.request import Request
 from fal_proxy.telemetry.access import AccessLog
 from fal_proxy.telemetry.metrics import Metrics
 from fal_proxy.telemetry.rollup import Rollup

@@ -34,8 +34,9 @@ from opentelemetry.trace import (
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from fal_proxy._version import __version__
-from fal_proxy.exchange import ADMITTED, Ending, Exchange, Request, Trace
+from fal_proxy.exchange import ADMITTED, Ending, Exchange, Trace
 from fal_proxy.headers import only
+from fal_proxy.request import Request
 from fal_proxy.routes import route_of
 from fal_proxy.telemetry.access import line_of
 
@@ -99,6 +100,7 @@ class Spans:
         self._propagator.inject(carrier, set_span_in_context(NonRecordingSpan(told), Context()))
         kept = [pair for pair in request.headers if pair[0] not in _CARRIED]
         request.headers = [*kept, *((name.encode(), value.encode("latin-1")) for name, value in carrier.items())]
+        request.notes = {}  # they are about a head without these
 
     def finish(self, exchange: Exchange) -> None:
         """Make the spans of an exchange, if it is sampled."""

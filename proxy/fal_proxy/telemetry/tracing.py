@@ -8,8 +8,9 @@ from typing import Protocol
 from urllib.parse import urlsplit
 
 from fal_proxy.errors import Misconfigured
-from fal_proxy.exchange import Exchange, Request
+from fal_proxy.exchange import Exchange
 from fal_proxy.loading import Finding
+from fal_proxy.request import Request
 from fal_proxy.settings import Settings
 
 SETTING = "telemetry.tracing"

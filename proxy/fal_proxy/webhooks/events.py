@@ -17,11 +17,12 @@ import msgspec
 
 from fal_proxy.admission.refusals import unavailable
 from fal_proxy.errors import ClientGone, Refusal, StoreUnavailable, UpstreamInvalid
-from fal_proxy.exchange import Caller, Kind, Request
+from fal_proxy.exchange import Caller, Kind
 from fal_proxy.gateway import Arrival, Gateway
 from fal_proxy.headers import Headers
 from fal_proxy.relay.guard import KeyGuard
 from fal_proxy.relay.inbound import Inbound
+from fal_proxy.request import Request
 from fal_proxy.routes import EVENTS
 from fal_proxy.stores.mailbox import Event, Mailbox, Notice
 

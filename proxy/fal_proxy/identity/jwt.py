@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, NoReturn
 from fal_proxy.errors import FalProxyError
 from fal_proxy.exchange import Caller
 from fal_proxy.identity import DEFAULT_PLAN, Presented, is_plain_name
-from fal_proxy.identity.jwks import IssuerKeys
+from fal_proxy.identity.jwks import IssuerKeys, PublicKey
 from fal_proxy.identity.published import FETCH_SECONDS, MAX_BYTES
 from fal_proxy.request import Request
 from fal_proxy.settings import JwtSource
@@ -44,6 +44,14 @@ class Token(NamedTuple):
     signature: bytes
 
 
+class Proved(NamedTuple):
+    """What a signature was found to prove; nothing follows from it once the issuer's keys are other ones."""
+
+    text: str
+    token: Token
+    key: PublicKey
+
+
 class JwtBearers:
     """Recognise the bearers of our issuer's tokens."""
 
@@ -64,15 +72,26 @@ class JwtBearers:
         credential = presented.credential
         if credential is None or credential.count(".") != 2:
             return None
+        before: Proved | None = presented.request.notes.get(self)
         try:
-            return await self.accept(credential)
+            caller, proved = await self._judge(credential, before)
         except TokenRefused as refused:
             _log.debug("token refused: %s", refused)
             return None
+        if proved is not before:
+            presented.request.note(self, proved)
+        return caller
 
     async def accept(self, text: str) -> Caller:
         """Return the caller that a token proves. Raises TokenRefused, Refusal `identity_unavailable`."""
-        token = take_apart(text)
+        caller, _ = await self._judge(text, None)
+        return caller
+
+    async def _judge(self, text: str, before: Proved | None) -> tuple[Caller, Proved]:
+        """Judge a token; one whose signature was found to hold `before`, by a key that is still the issuer's, by the rest."""
+        if before is not None and before.text != text:
+            before = None
+        token = take_apart(text) if before is None else before.token
         if token.algorithm not in self._settings.algorithms:
             raise TokenRefused("its algorithm is not accepted")
         judge_claims(token.claims, self._settings, self._clock())
@@ -84,9 +103,11 @@ class JwtBearers:
         key = await self._keys.find(token.kid, token.algorithm)
         if key is None:
             raise TokenRefused("no key of the issuer, or not exactly one, fits its kid and algorithm")
-        if not key.verifies(token.algorithm, token.signed, token.signature):
-            raise TokenRefused("its signature does not hold")
-        return Caller(f"jwt:{self._settings.issuer}:{subject}", "jwt", plan, ambient=False)
+        if before is None or before.key is not key:
+            if not key.verifies(token.algorithm, token.signed, token.signature):
+                raise TokenRefused("its signature does not hold")
+            before = Proved(text, token, key)
+        return Caller(f"jwt:{self._settings.issuer}:{subject}", "jwt", plan, ambient=False), before
 
     def carried(self, request: Request) -> Collection[str]:
         """Return nothing: what this source knows by, it is asked about."""

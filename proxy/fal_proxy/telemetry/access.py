@@ -108,7 +108,7 @@ def line_of(exchange: Exchange, now: datetime) -> AccessLine:
         bytes_down=exchange.bytes_down,
         dial_ms=_milliseconds(exchange.dialled_seconds),
         first_byte_ms=_milliseconds(exchange.first_byte_seconds),
-        total_ms=round((exchange.ended_seconds or 0.0) * 1000, 3),
+        total_ms=_milliseconds(exchange.ended_seconds or 0.0) or 0.0,
         units=exchange.units,
         cost_microusd=exchange.cost_microusd,
         ending=exchange.ending._value_,
@@ -124,4 +124,4 @@ def _printable(text: str, limit_chars: int) -> str | None:
 
 
 def _milliseconds(seconds: float | None) -> float | None:
-    return None if seconds is None else round(seconds * 1000, 3)
+    return None if seconds is None else int(seconds * 1e6 + 0.5) / 1000  # `round` takes ten times as long

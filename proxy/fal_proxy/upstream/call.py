@@ -44,7 +44,7 @@ class Call:
         self._connection = connection
         self._origin = origin
         self._hand_back = released
-        self._loop = asyncio.get_running_loop()
+        self._loop = connection.loop or asyncio.get_running_loop()
         self._answer = _NO_ANSWER
         self._unsent: int | None = 0  # body bytes still owed; None: chunked
         self._waiter: asyncio.Future[None] | None = None

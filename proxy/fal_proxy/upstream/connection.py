@@ -33,6 +33,7 @@ class Connection(asyncio.Protocol):
     """A transport with one listener at a time; bytes that nobody asked for make it unusable."""
 
     def __init__(self) -> None:
+        self.loop: asyncio.AbstractEventLoop | None = None  # once it is open: to ask for it is a system call
         self._transport: asyncio.Transport | None = None
         self._listener: Listener | None = None
         self._drained: asyncio.Future[None] | None = None
@@ -131,6 +132,7 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         # uvloop's transports have asyncio's interface without its base class.
         self._transport = cast("asyncio.Transport", transport)
+        self.loop = asyncio.get_running_loop()
         if self.lost:
             # Whoever dialled was cancelled while the connection came up.
             self._transport.abort()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 
+import msgspec
 import pytest
 
 from fal_proxy.environment import Secret
@@ -162,6 +163,52 @@ def test_cookie_ends_after_thirty_days(monkeypatch: pytest.MonkeyPatch) -> None:
     for age, good in ((0, True), (30 * DAY, True), (30 * DAY + 1, False), (-60, False)):
         monkeypatch.setattr("itsdangerous.timed.time.time", lambda age=age: now + age)
         assert identify(anonymous, [(b"cookie", cookie)]).by_network is not good, age
+
+
+def _again(anonymous: Anonymous, first: Request, peer: str | None = None) -> Caller:
+    """Identify the sender of the same head, which may come from elsewhere."""
+    request = msgspec.structs.replace(first, peer=first.peer if peer is None else peer)
+    assert request.notes is first.notes
+    caller = instantly(anonymous.identify(Presented(request, None)))
+    assert caller is not None
+    return caller
+
+
+def test_the_same_head_from_another_address_is_another_network() -> None:
+    anonymous = source(trusted=("192.0.2.1",))
+    for fields in ([], [(b"cookie", issued(anonymous))], [(b"x-forwarded-for", b"198.51.100.9")]):
+        head = Request("POST", b"/", None, fields, "203.0.113.7", "http")
+        networks = [_again(anonymous, head, peer).network for peer in ("203.0.113.7", "203.0.113.8", "203.0.113.7")]
+        assert networks[0] == networks[2] != networks[1]
+        trusted = _again(anonymous, head, "192.0.2.1").network
+        assert trusted.endswith("198.51.100.9/32" if fields and fields[0][0] != b"cookie" else "192.0.2.1/32")
+        assert {caller.network for caller in [_again(anonymous, head)]} == {networks[0]}
+
+
+def test_a_cookie_of_a_head_that_comes_again_ends_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    anonymous = source()
+    now = int(time.time())
+    monkeypatch.setattr("itsdangerous.timed.time.time", lambda: now)
+    head = Request("POST", b"/", None, [(b"cookie", issued(anonymous))], "203.0.113.7", "http")
+    for age, good in ((-1, False), (0, True), (-1, False), (30 * DAY, True), (30 * DAY + 1, False), (5, True)):
+        monkeypatch.setattr("itsdangerous.timed.time.time", lambda age=age: now + age)
+        assert _again(anonymous, head).by_network is not good, age
+
+
+def test_a_browser_without_a_cookie_is_given_another_one_each_time_its_head_comes() -> None:
+    anonymous = source()
+    head = Request("POST", b"/", None, [PAGE], "203.0.113.7", "http")
+    callers = [_again(anonymous, head) for _ in range(3)]
+    assert len({caller.set_cookie for caller in callers}) == 3
+    assert len({caller.owners for caller in callers}) == 3
+
+
+def test_of_two_sources_each_recognises_for_itself() -> None:
+    old, new = source(OLD), source(NEW)
+    head = Request("POST", b"/", None, [(b"cookie", issued(old))], "203.0.113.7", "http")
+    for _ in range(2):
+        assert not _again(old, head).by_network
+        assert _again(new, head).by_network
 
 
 def test_browsers_show_themselves_by_either_field() -> None:

@@ -6,6 +6,7 @@ import hashlib
 import secrets
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 from itsdangerous import BadSignature, TimestampSigner
 
@@ -22,6 +23,15 @@ LIFETIME_SECONDS = 30 * 24 * 3600
 _SALT = b"fal-proxy anonymous cookie"
 _MAX_COOKIE_CHARS = 256
 _NETWORK = "anonymous::network-"
+_ALWAYS = 2**63
+
+
+class _Recognised(NamedTuple):
+    """Whom a head and its sender's address show, and between which of the signer's seconds, both included."""
+
+    caller: Caller
+    begins: int
+    ends: int
 
 
 class Anonymous:
@@ -47,39 +57,54 @@ class Anonymous:
         if presented.credential is not None:
             return None
         request = presented.request
-        https = self._is_https(request)
-        network = self._network(request)
-        if (subject := self._read(request, https=https)) is not None:
-            known = Caller(_by_cookie(subject), "anonymous", self._plan, ambient=True, network=network)
-            return replace(known, proves=frozenset([known.id, network]), owners=(known.id,))
-        caller = Caller(network, "anonymous", self._plan, ambient=True, by_network=True, network=network)
-        if not is_browser(request):
-            return replace(caller, proves=frozenset([network]))
+        caller = self._recognise(request)
+        if not (caller.by_network and is_browser(request)):
+            return caller
         subject = secrets.token_urlsafe(16)
-        owners = (network, _by_cookie(subject))
-        return replace(caller, proves=frozenset(owners), owners=owners, set_cookie=self._issue(subject, https=https))
+        owners = (caller.network, _by_cookie(subject))
+        cookie = self._issue(subject, https=self._is_https(request))
+        return replace(caller, proves=frozenset(owners), owners=owners, set_cookie=cookie)
 
     def carried(self, request: Request) -> Collection[str]:
         """Return the cookie's identity, if there is a good one, and the network's."""
-        subject = self._read(request, https=self._is_https(request))
-        return (self._network(request),) if subject is None else (_by_cookie(subject), self._network(request))
+        caller = self._recognise(request)
+        return (caller.network,) if caller.by_network else (caller.id, caller.network)
 
     async def close(self) -> None:
         """Hold nothing open."""
 
-    def _network(self, request: Request) -> str:
-        return f"{_NETWORK}{self._trusted_proxies.client_network(request.peer, request.headers)}"
+    def _recognise(self, request: Request) -> Caller:
+        """Return the caller of a good cookie, else the network."""
+        name = (self, request.peer, https := self._is_https(request))
+        known: _Recognised | None = request.notes.get(name)
+        if known is None or not known.begins <= self._signer.get_timestamp() <= known.ends:
+            known = self._look(request, https=https)
+            if not (known.caller.by_network and request.lines(b"cookie")):  # a bad one may become good: clocks differ
+                request.note(name, known)
+        return known.caller
 
-    def _read(self, request: Request, *, https: bool) -> str | None:
+    def _look(self, request: Request, *, https: bool) -> _Recognised:
+        network = f"{_NETWORK}{self._trusted_proxies.client_network(request.peer, request.headers)}"
+        if (found := self._read(request, https=https)) is None:
+            caller = Caller(network, "anonymous", self._plan, ambient=True, by_network=True, network=network)
+            return _Recognised(replace(caller, proves=frozenset([network])), 0, _ALWAYS)
+        subject, signed_at = found
+        caller = Caller(_by_cookie(subject), "anonymous", self._plan, ambient=True, network=network)
+        caller = replace(caller, proves=frozenset([caller.id, network]), owners=(caller.id,))
+        return _Recognised(caller, signed_at, signed_at + LIFETIME_SECONDS)
+
+    def _read(self, request: Request, *, https: bool) -> tuple[str, int] | None:
+        """Return the subject of a good cookie and when it was signed."""
         name = HOST_COOKIE if https else COOKIE
         for line in values(request.headers, b"cookie"):
             for part in line.decode("latin-1").split(";"):
                 key, _, value = part.strip().partition("=")
                 if key == name and len(value) <= _MAX_COOKIE_CHARS:
                     try:
-                        return self._signer.unsign(value, max_age=LIFETIME_SECONDS).decode("ascii")
+                        subject, signed = self._signer.unsign(value, max_age=LIFETIME_SECONDS, return_timestamp=True)
                     except BadSignature:
                         continue
+                    return subject.decode("ascii"), int(signed.timestamp())
         return None
 
     def _issue(self, subject: str, *, https: bool) -> bytes:

@@ -160,7 +160,7 @@ class App:
             await self._serve(gateway, file, request, send)
         elif below is not None and below[:1] in (b"", b"/"):
             try:
-                await gateway.handle(request, receive, send, OurServer.of(own))
+                await gateway.handle(request, receive, send, OurServer.of(own, receive, send))
             except asyncio.CancelledError:
                 if self.lifecycle.stage is not Stage.CUTTING:
                     raise  # our own server cancels what its end cuts; nobody is left to be told

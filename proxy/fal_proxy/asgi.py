@@ -6,11 +6,11 @@ from collections.abc import MutableMapping
 from typing import Any, NamedTuple
 
 from fal_proxy.errors import Refusal
-from fal_proxy.headers import Headers
 from fal_proxy.relay.inbound import Message, Send
-from fal_proxy.request import Request
+from fal_proxy.request import Index, Request
 
 # What our own server adds to the scope, and finds in the state of our lifespan; other servers lack it and we do without.
+# Who stands in front of us and gives us a `send` or a `receive` of their own sees every message (`OurServer.of`).
 EXTENSION = "fal_proxy"
 
 Scope = MutableMapping[str, Any]
@@ -22,8 +22,7 @@ class _Read(NamedTuple):
     method: str
     path: bytes
     query: bytes | None
-    headers: Headers
-    values: dict[bytes, bytes]
+    fields: Index
 
 
 def asks_first(request: Request) -> bool:
@@ -43,7 +42,7 @@ def read_request(scope: Scope) -> Request:
     if read is None:
         read = notes[_Read] = _read(scope, own.get("raw_target"))
     scheme = {"ws": "http", "wss": "https"}.get(scope["scheme"]) or str(scope["scheme"])
-    return Request(read.method, read.path, read.query, read.headers, peer, scheme, scope, read.values, notes)
+    return Request(read.method, read.path, read.query, read.fields.headers, peer, scheme, scope, notes, read.fields)
 
 
 def _read(scope: Scope, target: bytes | None) -> _Read:
@@ -54,7 +53,7 @@ def _read(scope: Scope, target: bytes | None) -> _Read:
         path, mark, rest = target.partition(b"?")
         query = rest if mark else None
     headers = list(scope["headers"])
-    return _Read(scope.get("method", "GET"), path, query, headers, dict(headers))
+    return _Read(scope.get("method", "GET"), path, query, Index(headers, dict(headers)))
 
 
 def refused_by_server(request: Request) -> Refusal | None:

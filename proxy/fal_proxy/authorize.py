@@ -49,4 +49,5 @@ def _original(request: Request, mount: bytes) -> Request:
     if method not in (b"GET", b"HEAD") or not path.startswith(mount + b"/"):
         raise Refusal("bad_request", "X-Original-Method and X-Original-URI must be those of a read below the mount")
     headers = [pair for pair in request.headers if pair[0] not in (_URI, _METHOD)]
-    return replace(request, method=method.decode(), path=path, query=query if mark else None, headers=headers)
+    query_or_none = query if mark else None
+    return replace(request, method=method.decode(), path=path, query=query_or_none, headers=headers, notes={})

@@ -62,7 +62,7 @@ class Entrance(NamedTuple):
     cors: fields.Headers
     accepted: bool | None  # the page's origin; None: no page
     announced: int | None  # bytes of the body; None: chunked
-    serve: Serve | None  # None: a preflight
+    segment: bytes | None  # below the mount, the first; None: a preflight
 
 
 class Arrival(msgspec.Struct, frozen=True):
@@ -119,11 +119,12 @@ class Gateway:
             entrance = self._enter(request, reply)
             if self.lifecycle.draining:
                 raise draining()
-            if entrance.serve is None:
+            if entrance.segment is None:
                 exchange.preflight = True
                 await self._answer_preflight(request, entrance.accepted, reply)
                 return
-            await entrance.serve(Arrival(request, receive, send, server, reply, entrance.accepted, entrance.announced))
+            serve = self.routes.get(entrance.segment, self._relay)
+            await serve(Arrival(request, receive, send, server, reply, entrance.accepted, entrance.announced))
         except Refusal as refusal:
             if reply.started:
                 exchange.ending, exchange.reason = Ending.CUT, refusal.detail
@@ -147,16 +148,15 @@ class Gateway:
             self.telemetry.finish(exchange)
 
     def _enter(self, request: Request, reply: Reply) -> Entrance:
-        """Judge what follows from the head alone, or remember it; say what serves it."""
+        """Judge what follows from the head alone, or remember it."""
         known: Entrance | None = request.notes.get(self.judging.number)
         if known is not None:
             reply.cors = known.cors
             return known
         accepted = self.judge_host(request, reply)
         announced = announced_bytes(request)
-        segment = request.path[len(self.mount) + 1 :].partition(b"/")[0]
-        serve = None if is_preflight(request) else self.routes.get(segment, self._relay)
-        entrance = Entrance(reply.cors, accepted, announced, serve)
+        segment = None if is_preflight(request) else request.path[len(self.mount) + 1 :].partition(b"/")[0]
+        entrance = Entrance(reply.cors, accepted, announced, segment)
         request.note(self.judging.number, entrance)
         return entrance
 

@@ -3,7 +3,8 @@
 Bytes are counted and cut into messages before the parser sees them; what our cut and the parser do not agree on is
 refused, and every refusal ends the connection. A request behind one that is not answered yet is not looked at. The app
 learns through `scope["extensions"]["fal_proxy"]` what ASGI leaves out: the request target as it was received, how to
-reset the connection, and how to be told that the caller has left, even behind bytes that nobody reads yet.
+reset the connection, how to be told that the caller has left, even behind bytes that nobody reads yet, what was noted of
+the same head before, and what goes faster than messages: a body that has come, a whole answer, a piece of one.
 """
 
 from __future__ import annotations
@@ -202,6 +203,7 @@ class HttpProtocol(Connection):
         own: dict[object, object] = {"raw_target": self.url, "reset": self.cut}
         own["on_departure"], own["push"] = self._departure.listen, cycle.push
         own["received"], own["answer"] = cycle.received, cycle.answer
+        own["receive"], own["send"] = cycle.receive, cycle.send
         if known is not None:
             own["notes"] = known.notes
         scope["extensions"] = {EXTENSION: own}

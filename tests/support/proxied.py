@@ -10,9 +10,10 @@ from pathlib import Path
 import msgspec
 
 from fal_proxy.app import App, create_app
-from fal_proxy.asgi import Scope
+from fal_proxy.asgi import EXTENSION, Scope
 from fal_proxy.downstream.websocket import SocketProtocol
 from fal_proxy.environment import Secret
+from fal_proxy.headers import Headers
 from fal_proxy.identity.key import add
 from fal_proxy.relay.inbound import Message, Receive, Send
 from fal_proxy.server import Listener, bind, serving
@@ -108,16 +109,42 @@ class CanaryWatch:
         """Serve one ASGI connection, watching what goes down."""
         tail = b""
 
-        async def watched(message: Message) -> None:
+        def look(what: str, data: bytes) -> None:
             nonlocal tail
-            headers = b"".join(value for _, value in message.get("headers", ()))
-            window = tail + headers + bytes(message.get("body", b""))
+            window = tail + data
             if FAL_KEY_SECRET.encode() in window or FAL_KEY_ID.encode() in window:
-                self.leaks.append(f"{scope.get('method')} {scope.get('path')}: {message['type']}")
+                self.leaks.append(f"{scope.get('method')} {scope.get('path')}: {what}")
             tail = window[-64:]
+
+        async def watched(message: Message) -> None:
+            headers = b"".join(value for _, value in message.get("headers", ()))
+            look(message["type"], headers + bytes(message.get("body", b"")))
             await send(message)
 
-        await self.app(scope, receive, watched)
+        await self.app(_watching(scope, send, watched, look), receive, watched)
+
+
+def _watching(scope: Scope, send: Send, watched: Send, look: Callable[[str, bytes], None]) -> Scope:
+    """Return the scope with what our server can do beyond `send`, watched, so that it is done all the same."""
+    own = (scope.get("extensions") or {}).get(EXTENSION)
+    if (
+        own is None or own.get("send") != send
+    ):  # a socket, or somebody stands in front of the watch: it goes by `send` alone
+        return scope
+
+    answers, pushes = own["answer"], own["push"]
+
+    def answer(status: int, headers: Headers, body: bytes) -> bool:
+        look("answer", b"".join(value for _, value in headers) + body)
+        return bool(answers(status, headers, body))
+
+    def push(body: bytes) -> bool:
+        look("push", body)
+        return bool(pushes(body))
+
+    # In the same dictionary: the server writes into it, too, for instance what it has refused meanwhile.
+    own.update(send=watched, answer=answer, push=push)
+    return scope
 
 
 def with_server(settings: Settings, **changes: object) -> Settings:

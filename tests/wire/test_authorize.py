@@ -10,7 +10,7 @@ import pytest
 
 from fal_proxy.settings import Cors, Settings
 from support.proxied import FAL_KEY_ID, FAL_KEY_SECRET, MOUNT, with_server
-from support.raw import RawAnswer
+from support.raw import RawAnswer, raw_client, request
 from support.storage import Page, page, relaying
 
 AUTHORIZE = MOUNT + "/authorize"
@@ -151,3 +151,14 @@ async def test_the_route_takes_get_without_a_query(app: Page) -> None:
     original = {"X-Original-URI": FILE, "X-Original-Method": "GET"}
     for method, path in (("POST", AUTHORIZE), ("GET", AUTHORIZE + "?x=1")):
         assert (await app.ask(method, path, app.proxy.bearer | original)).status == 405
+
+
+@pytest.mark.parametrize("lines", [1, 2, 3])
+async def test_of_two_credentials_authorize_believes_neither_as_the_relay_does(app: Page, lines: int) -> None:
+    """Two fields of nginx's own are taken away before it is judged: what is left is counted anew."""
+    given = [("Authorization", "Bearer nonsense")] * lines
+    given.append(("Authorization", app.proxy.bearer["Authorization"]))
+    for path, more in ((AUTHORIZE, [("X-Original-URI", FILE), ("X-Original-Method", "GET")]), (FILE, [])):
+        async with raw_client(app.proxy.port) as client:
+            await client.send(request("GET", path, [*more, *given]))
+            assert (await client.answer()).status == 401, path

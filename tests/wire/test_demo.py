@@ -192,6 +192,8 @@ async def test_trace_shows_what_reached_fal_without_its_key(stage: Staged) -> No
 
     text = (await stage.client.get("/demo/trace.json")).text
     [shown] = json.loads(text)["exchanges"]
+    assert shown["status"] == 200
+    assert json.loads(shown["browser"]["body"]) == {"prompt": "a pier", "leak": "••••••••"}
     assert ["authorization", "Key ••••••••"] in shown["fal"]["headers"]
     assert ["authorization", "Bearer fpk_••••••••"] in shown["browser"]["headers"]
     for secret in (key, *key.split(":"), stage.playground.user_key):

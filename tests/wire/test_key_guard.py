@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import base64
 import gzip
+from pathlib import Path
 
 import pytest
 
+from fal_proxy.relay.guard import KeyGuard
 from support.peers import Peer, Script, Serve
-from support.proxied import FAL_KEY, FAL_KEY_SECRET, MOUNT, Proxy, StartProxy
+from support.proxied import FAL_KEY, FAL_KEY_SECRET, MOUNT, Proxy, StartProxy, proxied
 from support.raw import RawAnswer, raw_client, request
 from support.scripts import answering, ok, read_request
 
@@ -135,3 +137,18 @@ async def test_a_cut_answer_leaves_no_half_used_connection_and_no_task(serve: Se
     proxy = await start(upstream)
     assert not (await ask(proxy, STREAM)).complete
     assert (await ask(proxy, RUN)).body == b'{"good":1}'
+
+
+@pytest.mark.parametrize(
+    "kind", [RUN, STREAM, SUBMIT, STATUS, RESULT], ids=[row[1] for row in (RUN, STREAM, SUBMIT, STATUS, RESULT)]
+)
+async def test_these_tests_would_notice_a_key_that_goes_down_on_any_way(
+    kind: Kind, serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a guard that sees nothing, the watch in front of the proxy must: it sees what is written past `send`, too."""
+    monkeypatch.setattr(KeyGuard, "holds_key", lambda *_: False)
+    said = EVENTS + b"%x\r\ndata: %b\n\n\r\n0\r\n\r\n" % (len(SECRET) + 8, SECRET) if kind is STREAM else ok(SECRET)
+    upstream = serve(answering(said))
+    with pytest.raises(AssertionError, match="went down to a caller"):
+        async with proxied(f"http://127.0.0.1:{upstream.port}", tmp_path) as proxy:
+            assert FAL_KEY_SECRET.encode() in (await ask(proxy, kind)).body

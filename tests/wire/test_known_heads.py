@@ -4,26 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import msgspec
 import pytest
 
 from fal_proxy.asgi import Scope
-from fal_proxy.downstream.known_heads import MOST_BYTES, KnownHeads
+from fal_proxy.downstream.known_heads import MOST_BYTES, MOST_FIELDS, KnownHeads
 from fal_proxy.identity.key import revoke
 from fal_proxy.lifecycle import Lifecycle, Stage
-from fal_proxy.relay.inbound import Receive, Send
+from fal_proxy.relay.inbound import Message, Receive, Send
 from fal_proxy.settings import Settings
 from support.fuzzing import fuzz
 from support.hub import StartHub, starting
-from support.limited import OURS, RUN, SUBMIT, Limit, limiting, wide
+from support.limited import OURS, RUN, SUBMIT, Limit, limiting, said, wide
 from support.memory_socket import MemoryServer
 from support.peers import PATIENCE, Peer, Serve
-from support.proxied import MOUNT, OPEN_PLAN, StartProxy
+from support.proxied import MOUNT, OPEN_PLAN, CanaryWatch, StartProxy, proxied
 from support.raw import RawAnswer, raw_client, request
 from support.reloaded import change
-from support.scripts import ok, read_request
+from support.scripts import answering, ok, read_request
 from support.traced import JSON, PARENT, Heads, ask
 
 limit, hubs = limiting, starting
@@ -276,6 +277,47 @@ async def test_bent_http_whose_heads_are_known_is_answered_as_it_was(tmp_path: P
     assert stage.replayed > 50
 
 
+async def test_who_stands_in_front_of_the_proxy_sees_every_message(
+    serve: Serve, tmp_path: Path, found: list[bytes]
+) -> None:
+    """Our server's shorter ways lead past `receive` and `send`: they are closed where these are somebody else's."""
+    received: list[Message] = []
+    sent: list[Message] = []
+
+    def front(app: CanaryWatch) -> Callable[..., Awaitable[None]]:
+        async def between(scope: Scope, receive: Receive, send: Send) -> None:
+            async def receiving() -> Message:
+                message = await receive()
+                received.append(message)
+                return message
+
+            async def sending(message: Message) -> None:
+                sent.append(message)
+                await send(message)
+
+            await app(scope, receiving, sending)
+
+        return between
+
+    event = b"data: 1\n\n"
+    fal = [ok(b'{"a":1}'), said(200).replace(b"application/json", b"text/event-stream").replace(b"{}", event)]
+    fal[1] = fal[1].replace(b"content-length: 2", b"content-length: %d" % len(event))
+    for answer, path in zip(fal, (RUN[1], RUN[1] + "/stream"), strict=True):
+        upstream = serve(answering(answer), answering(answer))
+        folder = tmp_path / path.rpartition("/")[2]
+        folder.mkdir()
+        async with proxied(f"http://127.0.0.1:{upstream.port}", folder, front=front) as proxy:
+            received.clear()
+            sent.clear()
+            data = request("POST", MOUNT + path, list(proxy.bearer.items()), b'{"seed":1}')
+            await _answers(proxy.port, data, 2)
+            assert b"".join(message.get("body", b"") for message in received) == b'{"seed":1}' * 2
+            body = answer.partition(b"\r\n\r\n")[2]
+            assert b"".join(message.get("body", b"") for message in sent) == body * 2
+            assert sum(message["type"] == "http.response.start" for message in sent) == 2
+    assert len(found) == 2
+
+
 def _heads() -> tuple[KnownHeads, list[bytes]]:
     return KnownHeads(), [b"GET /%d HTTP/1.1\r\n\r\n" % number for number in range(3000)]
 
@@ -305,7 +347,8 @@ async def test_a_head_that_does_not_come_again_is_forgotten() -> None:
     assert len(known) == 0
 
 
-async def test_a_long_head_is_not_kept() -> None:
+async def test_a_large_head_is_not_kept() -> None:
     known, _ = _heads()
     known.keep(b"a" * (MOST_BYTES + 1), object())  # type: ignore[arg-type]
+    known.keep(b"a:b\r\n" * MOST_FIELDS + b"\r\n", object())  # type: ignore[arg-type]
     assert len(known) == 0

@@ -42,9 +42,11 @@ class Grant(msgspec.Struct, frozen=True):
 
 
 class Asking(msgspec.Struct, frozen=True):
-    """What does not change between one caller's requests for one target; without a target nothing is counted."""
+    """What does not change between one caller's requests for one target; without a kind nothing is counted."""
 
-    target: Target | None = None
+    kind: Kind | None = None
+    app: str = ""
+    request_id: str = ""  # of the job that is asked about
     own: RateTerms | None = None  # the caller's own rates, which are told
     rates: tuple[Rate, ...] = ()
     concurrency: tuple[Concurrency, ...] = ()
@@ -105,7 +107,9 @@ class Gate:
         if reserving:
             budgets += self._shared[plan]
         return Asking(
-            target,
+            target.kind,
+            app_of(target.endpoint_id) if target.request_id else "",
+            target.request_id,
             subjects[0][1].rates[class_],
             tuple(rates),
             tuple(concurrency),
@@ -118,12 +122,12 @@ class Gate:
         """Admit and reserve, or raise Refusal: blocked, unknown_request, rate_limited, concurrency_limited,
         budget_exhausted, store_unavailable.
         """
-        target, own, payer = asking.target, asking.own, asking.payer
-        if target is None or own is None:
+        kind, own, payer = asking.kind, asking.own, asking.payer
+        if kind is None or own is None:
             await self.judge_blocked(caller)
             return Grant()
         ask = Ask(
-            self._owns(caller, target) if target.request_id else None,
+            self._owns(caller, asking) if asking.request_id else None,
             asking.rates,
             asking.concurrency,
             asking.budgets,
@@ -132,14 +136,14 @@ class Gate:
             f"{self._process}{next(self._count):x}" if payer is not None else "",
             asking.records,
             len(own.each),
-            marks_of(caller, paid=target.kind.traits.paid) if self.store.may_be_marked else (),
+            marks_of(caller, paid=kind.traits.paid) if self.store.may_be_marked else (),
             payer,
         )
         try:
             verdict = await self.store.admit(ask)
             record = verdict.record
-            if target.request_id and not self._ownership:
-                record = await self.store.find(target.request_id)  # nobody is kept from it, but it is still settled
+            if asking.request_id and not self._ownership:
+                record = await self.store.find(asking.request_id)  # nobody is kept from it, but it is still settled
         except StoreUnavailable as error:
             raise unavailable() from error
         if verdict.denied is not None:
@@ -265,11 +269,10 @@ class Gate:
             "budget": money,
         }
 
-    def _owns(self, caller: Caller, target: Target) -> Owns | None:
-        if not self._ownership or target.kind not in _OWNED:
+    def _owns(self, caller: Caller, asking: Asking) -> Owns | None:
+        if not self._ownership or asking.kind not in _OWNED:
             return None
-        anonymous = caller.source == "anonymous"
-        return Owns(target.request_id, app_of(target.endpoint_id), caller.proves, anonymous)
+        return Owns(asking.request_id, asking.app, caller.proves, caller.source == "anonymous")
 
     def _subjects(self, caller: Caller, plan: str) -> Subjects:
         """Return whose counters a caller meets, each with its terms; the caller's own come first."""

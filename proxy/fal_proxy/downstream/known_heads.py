@@ -15,8 +15,9 @@ from typing import Any
 from fal_proxy.asgi import Scope
 
 KEPT_SECONDS = 60.0  # at least, and at most twice as long, after they came last
-MOST_HEADS = 512  # of each age; about 4 kB each
+MOST_HEADS = 512  # of each age; 6 to 7 kB each, with their notes, and 12 at most
 MOST_BYTES = 4096  # of one of them
+MOST_FIELDS = 40  # in it; browsers send two dozen
 OF_THE_CONNECTION = frozenset(["server", "client", "scheme", "state"])  # what a scope holds beside what a head says
 
 
@@ -54,8 +55,8 @@ class KnownHeads:
         return known
 
     def keep(self, head: bytes, known: KnownHead) -> None:
-        """Remember a head, unless it is long."""
-        if len(head) > MOST_BYTES:
+        """Remember a head, unless it is large."""
+        if len(head) > MOST_BYTES or head.count(b"\n") > MOST_FIELDS:
             return
         if len(self._young) >= MOST_HEADS:
             self.age()

@@ -113,8 +113,9 @@ async def _answer_whole(head: Head, body: bytes, down: Down, exchange: Exchange,
     fields, bodiless = _without_length(head), head.status in (204, 304)
     if queue_base is not None:
         body = point_back(body, queue_base)
+    at_once = down.at_once is not None and not bodiless and down.at_once(head.status, fields, body)
     exchange.bytes_down += len(body)
-    if bodiless or down.at_once is None or not down.at_once(head.status, fields, body):
+    if not at_once:
         await down.respond(head.status, fields if bodiless else [*fields, (b"content-length", b"%d" % len(body))])
         await down.send({"type": "http.response.body", "body": body, "more_body": False})
 

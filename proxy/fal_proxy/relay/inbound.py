@@ -28,10 +28,20 @@ class OurServer(NamedTuple):
     answer: Answer | None = None
 
     @classmethod
-    def of(cls, own: Mapping[str, Any]) -> OurServer:
-        """Return what a scope's extension says that it can do."""
+    def of(cls, own: Mapping[str, Any], receive: Receive, send: Send) -> OurServer:
+        """Return what a scope's extension says that it can do.
+
+        Past `receive` and `send` nothing goes that somebody has put others in the place of: what stands in front of
+        us sees every message.
+        """
         get = own.get
-        return cls(get("on_departure"), get("push"), get("received"), get("answer"))
+        sends, receives = get("send") == send, get("receive") == receive
+        return cls(
+            get("on_departure"),
+            get("push") if sends else None,
+            get("received") if receives else None,
+            get("answer") if sends else None,
+        )
 
 
 NOT_OURS = OurServer()

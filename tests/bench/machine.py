@@ -6,7 +6,6 @@ import os
 import platform
 import re
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -38,13 +37,6 @@ def require() -> None:
 def pinned(core: int, command: Sequence[str]) -> list[str]:
     """Return the command, to be run on one core only; its process id stays that of the command."""
     return ["taskset", "--cpu-list", str(core), *command]
-
-
-def free_port() -> int:
-    """Return a port of loopback that nobody listens on now."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port: int = free.getsockname()[1]
-        return port
 
 
 def processor_seconds(pid: int) -> float:

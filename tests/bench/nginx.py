@@ -8,8 +8,9 @@ import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from bench.machine import free_port, pinned
+from bench.machine import pinned
 from support.certificates import authority
+from support.ports import free_port
 from support.proxied import FAL_KEY, MOUNT
 
 START_SECONDS = 10.0

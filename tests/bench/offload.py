@@ -22,7 +22,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from support.commands import clean_environment, running_program
-from support.fronts import Front, free_port, front
+from support.fronts import Front, front
+from support.ports import free_port
 from support.proxied import FAL_KEY, MOUNT, SIGNING_SECRET
 from support.raw import raw_client, request
 

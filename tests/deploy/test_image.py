@@ -17,7 +17,8 @@ import pytest
 
 from support.commands import Running, clean_environment, running_program
 from support.emulated import emulated
-from support.fronts import DEPLOY, free_port, put_into
+from support.fronts import DEPLOY, put_into
+from support.ports import free_port
 from support.proxied import FAL_KEY, MOUNT, SIGNING_SECRET
 from support.raw import raw_client, request
 

@@ -17,6 +17,7 @@ import pytest
 
 from support.certificates import authority
 from support.commands import clean_environment
+from support.ports import free_port
 
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
 NOTICE_SECONDS = {"nginx": 0.0, "caddy": 2.5}  # Caddy looks at /readyz every second; nginx cannot
@@ -47,13 +48,6 @@ class Front:
     def trusting(self) -> ssl.SSLContext:
         """Return what a caller's side of TLS believes."""
         return ssl.create_default_context(cafile=str(self.certificate))
-
-
-def free_port() -> int:
-    """Return a port of loopback that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @contextlib.contextmanager

@@ -29,6 +29,7 @@ from fal_proxy.errors import StoreUnavailable
 from fal_proxy.stores import Ask, Budget, Concurrency, Outcome, Rate
 from fal_proxy.stores.link import Link, NotSent
 from fal_proxy.stores.redis import RedisStore
+from support.ports import free_port
 
 PROGRAM = shutil.which("redis-server")
 
@@ -37,9 +38,7 @@ class RedisServer:
     """One redis-server process; `durable` keeps its data over a restart."""
 
     def __init__(self, folder: str, durable: bool = False) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
+        self.port = free_port()
         self.url = f"redis://127.0.0.1:{self.port}"
         self._options = ["--bind", "127.0.0.1", "--port", str(self.port), "--dir", folder, "--save", ""]
         self._options += [

@@ -18,8 +18,9 @@ from fal_proxy.emulator import Fault
 from fal_proxy.identity.key import add
 from support.commands import clean_environment
 from support.emulated import Emulated, emulated
-from support.fronts import NOTICE_SECONDS, Front, free_port, front
+from support.fronts import NOTICE_SECONDS, Front, front
 from support.node import Node
+from support.ports import free_port
 from support.proxied import FAL_KEY, FAL_KEY_ID, FAL_KEY_SECRET, MOUNT, SIGNING_SECRET
 from support.raw import RawAnswer, RawClient, raw_client, request
 from support.redis import RedisServer, redis_server

@@ -26,6 +26,7 @@ from fal_proxy.upstream.dial import Dialer
 from fal_proxy.upstream.engine import Engine
 from support.commands import clean_environment, running
 from support.lines import parsed
+from support.ports import free_port
 from support.proxied import FAL_KEY, MOUNT, SIGNING_SECRET
 from support.raw import RawAnswer, raw_client, request
 
@@ -150,12 +151,6 @@ def _environ(**variables: str) -> dict[str, str]:
     )
 
 
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        port: int = sock.getsockname()[1]
-        return port
-
-
 def _get(url: str) -> str:
     with urllib.request.urlopen(url, timeout=10) as answer:
         text: str = answer.read().decode()
@@ -163,7 +158,7 @@ def _get(url: str) -> str:
 
 
 def test_serve_opens_the_admin_listener_and_writes_access_lines_after_its_first_line(tmp_path: Path) -> None:
-    port = _free_port()
+    port = free_port()
     with running(["serve", "--port", "0"], tmp_path, _environ(FAL_PROXY_ADMIN__PORT=str(port))) as proxy:
         with pytest.raises(urllib.error.HTTPError, match="401"):
             _get(f"{proxy.url}{MOUNT}/fal.run/fal-ai/flux")

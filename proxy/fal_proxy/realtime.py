@@ -172,6 +172,7 @@ class Realtime:
         """Open both sides, and carry the session."""
         gateway, exchange = self.gateway, reply.exchange
         upstream = await self._open(request, target, ticket, key, send, reply, server)
+        request.forget()
         if upstream is None:
             return
 

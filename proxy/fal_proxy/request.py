@@ -56,6 +56,10 @@ class Request(msgspec.Struct):
             self.notes.clear()  # of one head with many callers
         self.notes[name] = found
 
+    def forget(self) -> None:
+        """Let go of the head: what follows may last for hours, and asks it nothing more."""
+        self.headers, self.notes, self._index = [], {}, None
+
     def lines(self, name: bytes) -> list[bytes]:
         """Return the value of every line of this name."""
         last = self.index.last

@@ -20,7 +20,7 @@ import msgspec
 from fal_proxy import headers as fields
 from fal_proxy.address_guard import AddressGuard
 from fal_proxy.admission.accounts import Account
-from fal_proxy.admission.gate import Asking, Gate, Grant
+from fal_proxy.admission.gate import Demand, Gate, Grant
 from fal_proxy.admission.leases import Lease, LeaseAccount
 from fal_proxy.admission.settler import Settler
 from fal_proxy.asgi import refused_by_server
@@ -189,8 +189,8 @@ class Gateway:
         target, outgoing, amount, price, lease = judged
         exchange.endpoint_id = target.endpoint_id  # a session's endpoint is in its body
         key = None if target.request_id else self.keys.choose()  # a job has a key already
-        asking = self._asking(request, caller, plan.name, target, lease)
-        grant = await self.gate.admit(caller, asking, amount, price)
+        demand = self._demand(request, caller, plan.name, target, lease)
+        grant = await self.gate.admit(caller, demand, amount, price)
         reply.limits = grant.headers
         key = key or self.keys.of_job(grant.record.key_id if grant.record else "")
         account = self._account(grant, lease, exchange, caller, target, key)
@@ -204,16 +204,16 @@ class Gateway:
             await account.close()
             self.settler.closed(grant.entry_id)
 
-    def _asking(self, request: Request, caller: Caller, plan: str, target: Target, lease: Lease | None) -> Asking:
-        """Return what the gate is to be asked."""
+    def _demand(self, request: Request, caller: Caller, plan: str, target: Target, lease: Lease | None) -> Demand:
+        """Return what the gate is asked, which is the same for the same head and caller."""
         if lease is not None:
-            return self.gate.asking(caller, plan, target, lease)
+            return self.gate.demand(caller, plan, target, lease)
         name = (self.judging.number, plan, caller.id, caller.network)
-        asking: Asking | None = request.notes.get(name)
-        if asking is None:
-            asking = self.gate.asking(caller, plan, target)
-            request.note(name, asking)
-        return asking
+        demand: Demand | None = request.notes.get(name)
+        if demand is None:
+            demand = self.gate.demand(caller, plan, target)
+            request.note(name, demand)
+        return demand
 
     def judge_host(self, request: Request, reply: Reply) -> bool | None:
         """Judge the Host, settle the answer's CORS fields, and say whether the page's origin is accepted (None: no page).
@@ -265,7 +265,7 @@ class Gateway:
         if self.tickets is None:
             raise Refusal("mode_off", "this proxy hands out no tickets (FAL_PROXY_SECRET signs them)")
         app = tokens.asked_app(await inbound.read_first(tokens.MAX_BYTES))
-        reply.limits = (await self.gate.admit(caller, self.gate.asking(caller, caller.plan, target))).headers
+        reply.limits = (await self.gate.admit(caller, self.gate.demand(caller, caller.plan, target))).headers
         origin = request.one(b"origin")
         ticket = self.tickets.issue(caller, app, None if origin is None else origin.decode("latin-1"))
         # Fal's two routes answer in two forms, and clients rely on either.

@@ -46,7 +46,7 @@ class HttpProtocol(Connection):
         self._message_done = True
         self._left: int | None = 0  # of a body; None: chunked
         self._parsing = True  # the parser has seen all that came of this request
-        self._new_head: KnownHead | None = None  # as the parser sees it
+        self._new_head: KnownHead | None = None  # what may be remembered of the one that the parser reads
         self._overhead_bytes = 0  # of chunk framing since the last byte of the body, and of trailers
         self._fault: Fault | None = None
         self._overran = False  # the parser has begun a request that our cut does not know
@@ -235,6 +235,7 @@ class HttpProtocol(Connection):
         """Let go of what the answered request registered, and turn to what waits behind it."""
         self.server_state.total_requests += 1
         self._departure.forget()
+        self.scope.pop("extensions", None)  # they lead back to the cycle, and garbage waits for its collector
         if self.transport.is_closing():
             return
         if not self.cycle.keep_alive:

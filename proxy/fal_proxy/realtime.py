@@ -88,7 +88,7 @@ class Realtime:
                 raise _spent()
             amount = self._reservation(target, plan.name)
             key = gateway.keys.choose()
-            grant = await gateway.gate.admit(caller, gateway.gate.asking(caller, plan.name, target), amount)
+            grant = await gateway.gate.admit(caller, gateway.gate.demand(caller, plan.name, target), amount)
             reply.limits = grant.headers
             account = Account(gateway.gate.store, grant, exchange, caller, target, charge_for, key.id)
             gateway.settler.opened(grant.entry_id)

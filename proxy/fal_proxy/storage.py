@@ -156,7 +156,7 @@ class Storage:
         begun = await self._begin(arrival, self._whole_file(caller, content_type, target), "")
         # An upload begins here, as it does elsewhere with an initiation.
         grant = await gateway.gate.admit(
-            caller, gateway.gate.asking(caller, caller.plan, replace(target, kind=Kind.UPLOAD_INITIATE))
+            caller, gateway.gate.demand(caller, caller.plan, replace(target, kind=Kind.UPLOAD_INITIATE))
         )
         arrival.reply.limits = grant.headers
         key = gateway.keys.choose()

@@ -48,7 +48,7 @@ async def main() -> None:
     gc.collect()
     tracemalloc.start()
     for one in callers:
-        grant = await desk.admit(one, desk.asking(one, "default", RUN), 10, "1/100000")
+        grant = await desk.admit(one, desk.demand(one, "default", RUN), 10, "1/100000")
         await store.settle(grant.entry_id, Outcome.BILLED, 10)
     held, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
@@ -61,17 +61,17 @@ async def main() -> None:
     }
     for _ in range(ROUNDS):
         asked = callers[:CALLS]
-        polls = [desk.asking(one, "default", STATUS) for one in asked]
+        polls = [desk.demand(one, "default", STATUS) for one in asked]
         first = time.process_time()
-        runs = [desk.asking(one, "default", RUN) for one in asked]
+        runs = [desk.demand(one, "default", RUN) for one in asked]
         began = time.process_time()
-        grants = [await desk.admit(one, asking, 10, "1/100000") for one, asking in zip(asked, runs, strict=True)]
+        grants = [await desk.admit(one, demand, 10, "1/100000") for one, demand in zip(asked, runs, strict=True)]
         admitted = time.process_time()
         for grant in grants:
             await store.settle(grant.entry_id, Outcome.BILLED, 10)
         settled = time.process_time()
-        for one, asking in zip(asked, polls, strict=True):
-            await desk.admit(one, asking)
+        for one, demand in zip(asked, polls, strict=True):
+            await desk.admit(one, demand)
         polled = time.process_time()
         spans = (began - first, admitted - began, settled - admitted, polled - settled)
         for name, span in zip(figures, spans, strict=True):

@@ -54,7 +54,7 @@ STAGES: dict[str, list[tuple[Any, str]]] = {
     "target, origin, policy, fields up": [(Judging, "decide")],
     "body: read, input, price": [(Gateway, "_judge_body"), (Inbound, "read_first")],
     "key": [(KeyPool, "choose"), (KeyPool, "of_job")],
-    "admit": [(Gateway, "_asking"), (Gate, "admit")],
+    "admit": [(Gateway, "_demand"), (Gate, "admit")],
     "watch the caller": [(Inbound, "watch"), (Inbound, "_watch"), (Inbound, "close"), (Cycle, "receive")],
     "relay": [(gateway, "relay"), (relay_http, "answer"), (relay_http, "read_whole")],
     "engine: up": [(Engine, "open"), (Engine, "reuse"), (Call, "send")],

@@ -116,7 +116,7 @@ class Money(RuleBasedStateMachine):
         """Return the gate's grant, or the type of its refusal, which must have changed nothing."""
         before = memory(self.store.state, self.now)
         try:
-            return self.do(self.gate.admit(caller, self.gate.asking(caller, caller.plan, target), amount, price))
+            return self.do(self.gate.admit(caller, self.gate.demand(caller, caller.plan, target), amount, price))
         except Refusal as refusal:
             return refusal.error_type if memory(self.store.state, self.now) == before else "changed something"
 

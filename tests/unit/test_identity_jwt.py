@@ -3,63 +3,25 @@
 from __future__ import annotations
 
 import base64
-import contextlib
 import hashlib
 import hmac
 import json
-from collections.abc import AsyncIterator, Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from fal_proxy.exchange import Caller
 from fal_proxy.identity import Identities, Presented
-from fal_proxy.identity.jwks import IssuerKeys, PublicKey
 from fal_proxy.identity.jwt import MAX_TOKEN_CHARS, JwtBearers, TokenRefused
 from fal_proxy.request import Request
 from fal_proxy.settings import JwtSource
-from fal_proxy.upstream.own_calls import OwnCalls
-from support.issuer import AUDIENCE, Issuer, ec_signer, ed_signer, encoded, issuing, rsa_signer, token
-from support.peers import PATIENCE
-from support.services import Clock, Reply, Service, served
+from support.bearers import Stage, fresh, staging
+from support.issuer import AUDIENCE, ec_signer, encoded, issuing, rsa_signer, token
+from support.services import Reply, Service, served
 
-
-class Stage(NamedTuple):
-    """An issuer, the source that believes it, and their clock."""
-
-    issuer: Issuer
-    source: JwtBearers
-    clock: Clock
-
-    def mint(self, header: dict[str, Any] | None = None, *, by: str = "rsa", **claims: Any) -> str:
-        """Return a token that is good but for what is changed; None removes."""
-        signer = {"rsa": rsa_signer(), "ec": ec_signer(), "ed": ed_signer()}[by]
-        fields = {"alg": signer.algorithm, "kid": by, **(header or {})}
-        fields = {name: value for name, value in fields.items() if value is not None}
-        return token(fields, self.issuer.claims(self.clock.now, **claims), signer.sign)
-
-
-@contextlib.asynccontextmanager
-async def fresh(issuer: Issuer) -> AsyncIterator[Stage]:
-    """Yield a source that has not fetched anything, of an issuer that nobody has asked."""
-    issuer.keys = [rsa_signer().public("rsa"), ec_signer().public("ec"), ed_signer().public("ed")]
-    issuer.service.asked.clear()
-    clock = Clock()
-    settings = JwtSource(issuer=issuer.url, audience=AUDIENCE)
-    calls = OwnCalls(seconds=PATIENCE, max_bytes=64 * 1024, connections=2)
-    source = JwtBearers(settings, IssuerKeys(calls, issuer.url, "", settings.algorithms, clock=clock), clock=clock)
-    yield Stage(issuer, source, clock)
-    await source.close()
-
-
-@pytest.fixture
-async def stage() -> AsyncIterator[Stage]:
-    """A fresh source of an issuer of its own."""
-    async with issuing() as issuer, fresh(issuer) as stage:
-        yield stage
-
-
+stage = staging
 Mint = Callable[[Stage], str]
 
 GOOD: list[tuple[str, Mint, str]] = [
@@ -83,7 +45,7 @@ async def test_token_of_our_issuer_for_us_is_accepted(subtests: pytest.Subtests)
         for case, mint, reason in GOOD:
             with subtests.test(case):
                 async with fresh(issuer) as stage:
-                    caller = await stage.source.accept(mint(stage))
+                    caller = (await stage.source.accept(mint(stage))).caller
                 expected = Caller(f"jwt:{issuer.url}:ada", "jwt", "default", ambient=False)
                 assert caller == expected, reason
 
@@ -250,19 +212,19 @@ async def test_addresses_in_the_header_are_never_followed(stage: Stage) -> None:
 
 
 async def test_plan_comes_from_the_claim_that_the_settings_name(stage: Stage) -> None:
-    assert (await stage.source.accept(stage.mint(plan="pro"))).plan == "pro"
+    assert (await stage.source.accept(stage.mint(plan="pro"))).caller.plan == "pro"
     named = JwtBearers(
         JwtSource(issuer=stage.issuer.url, audience=AUDIENCE, plan_claim="https://app/tier"),
         stage.source._keys,
         clock=stage.clock,
     )
-    assert (await named.accept(stage.mint(None, plan="pro", **{"https://app/tier": "gold"}))).plan == "gold"
+    assert (await named.accept(stage.mint(None, plan="pro", **{"https://app/tier": "gold"}))).caller.plan == "gold"
 
 
 async def test_longest_accepted_token_is_within_the_cap(stage: Stage) -> None:
     text = stage.mint(filler="a" * 5500)
     assert 7000 < len(text) <= MAX_TOKEN_CHARS
-    assert (await stage.source.accept(text)).source == "jwt"
+    assert (await stage.source.accept(text)).caller.source == "jwt"
 
 
 @pytest.mark.parametrize("credential", [None, "", "fpk_abc", "opaque", "a.b", "Basic x"])
@@ -272,70 +234,9 @@ async def test_what_is_no_token_is_left_to_other_sources(credential: str | None,
     assert stage.issuer.service.asked == []
 
 
-@pytest.fixture
-def verified(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
-    """Return what signatures were looked at, in order."""
-    signed: list[bytes] = []
-    verifies = PublicKey.verifies
-
-    def noted(key: PublicKey, algorithm: str, data: bytes, signature: bytes) -> bool:
-        signed.append(data)
-        return verifies(key, algorithm, data, signature)
-
-    monkeypatch.setattr(PublicKey, "verifies", noted)
-    return signed
-
-
-def _presented(text: str) -> Presented:
-    return Presented(Request("POST", b"/", None, [], "127.0.0.1", "http"), text)
-
-
-@pytest.mark.parametrize("by", ["rsa", "ec", "ed"])
-async def test_the_signature_of_a_head_that_comes_again_is_looked_at_once(
-    by: str, stage: Stage, verified: list[bytes]
-) -> None:
-    presented = _presented(stage.mint(by=by))
-    callers = [await stage.source.identify(presented) for _ in range(3)]
-    assert len(set(callers)) == 1
-    assert callers[0] is not None
-    assert len(verified) == 1
-
-
-async def test_a_token_whose_signature_is_known_expires_all_the_same(stage: Stage) -> None:
-    presented = _presented(stage.mint(exp=stage.clock.now + 100))
-    assert await stage.source.identify(presented) is not None
-    stage.clock.now += 129
-    assert await stage.source.identify(presented) is not None
-    stage.clock.now += 2
-    assert await stage.source.identify(presented) is None
-
-
-async def test_a_key_that_the_issuer_withdraws_proves_nothing_more(stage: Stage, verified: list[bytes]) -> None:
-    presented = _presented(stage.mint(exp=stage.clock.now + 10_000))
-    assert await stage.source.identify(presented) is not None
-    stage.clock.now += 301
-    assert await stage.source.identify(presented) is not None
-    assert len(verified) == 2, "the issuer was asked anew, and its keys are other ones"
-    stage.issuer.keys = [rsa_signer(1).public("rsa")]
-    assert await stage.source.identify(presented) is not None, "not known yet: keys are asked for every 5 minutes"
-    stage.clock.now += 301
-    assert await stage.source.identify(presented) is None
-
-
-async def test_what_is_known_of_one_token_is_not_believed_of_another(stage: Stage) -> None:
-    presented = _presented(stage.mint())
-    ada = await stage.source.identify(presented)
-    forged = presented.credential.rpartition(".")[0] + "." + stage.mint(sub="eve").rpartition(".")[2]  # type: ignore[union-attr]
-    assert await stage.source.identify(Presented(presented.request, forged)) is None
-    eve = await stage.source.identify(Presented(presented.request, stage.mint(sub="eve")))
-    assert ada is not None
-    assert eve is not None
-    assert ada.id != eve.id
-
-
 async def test_published_private_key_is_used_as_a_public_one(stage: Stage) -> None:
     stage.issuer.keys = [rsa_signer().public("rsa", d=base64.b64encode(b"x").decode(), p="AQ", q="AQ")]
-    assert (await stage.source.accept(stage.mint())).source == "jwt"
+    assert (await stage.source.accept(stage.mint())).caller.source == "jwt"
 
 
 async def test_identities_ask_sources_in_order_and_take_the_first_that_knows(stage: Stage) -> None:

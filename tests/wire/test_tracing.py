@@ -126,35 +126,6 @@ async def test_two_parents_are_none(serve: Serve, start: StartProxy, traced: Set
     assert server.trace_id != TRACE
 
 
-FAL = "https://fal.run/fal-ai/flux/dev"
-DOUBLED = [
-    ([("Host", "evil.example"), ("Host", "127.0.0.1")], RUN, 400),
-    ([("Authorization", "Bearer nonsense")], RUN, 401),
-    ([("Content-Type", "text/html"), ("Content-Type", "application/json")], RUN, 400),
-    ([("x-fal-target-url", FAL), ("x-fal-target-url", FAL)], MOUNT, 400),
-]
-
-
-@pytest.mark.parametrize("carried", [[], ["traceparent"], ["traceparent", "tracestate"]])
-@pytest.mark.parametrize(("fields", "path", "status"), DOUBLED, ids=[row[0][0][0] for row in DOUBLED])
-async def test_a_field_that_comes_twice_is_seen_to_whatever_tracing_puts_in_the_place_of_others(
-    fields: list[tuple[str, str]],
-    path: str,
-    status: int,
-    carried: list[str],
-    serve: Serve,
-    start: StartProxy,
-    traced: Settings,
-    collector: Collector,
-) -> None:
-    proxy = await start(serve(Heads().script), traced)
-    head = [*fields, *proxy.bearer.items(), *((name, "x") for name in carried)]
-    for _ in range(2):
-        async with raw_client(proxy.port) as client:
-            await client.send(request("POST", path, head, b"{}"))
-            assert (await client.answer()).status == status
-
-
 async def test_a_caller_who_is_not_sampled_leaves_no_span_and_fal_is_told_so(
     serve: Serve, start: StartProxy, traced: Settings, collector: Collector
 ) -> None:

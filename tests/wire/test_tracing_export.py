@@ -14,10 +14,11 @@ from support import processes
 from support.collector import Collector, collecting, exporting_to, name_collector
 from support.peers import PATIENCE, Serve, Upstream
 from support.processes import Start
-from support.proxied import StartProxy
+from support.proxied import MOUNT, StartProxy
+from support.raw import raw_client, request
 from support.receiver import Received
 from support.scripts import answering, ok
-from support.traced import JSON, SAMPLED, Heads, ask
+from support.traced import JSON, RUN, SAMPLED, Heads, ask
 
 
 async def test_the_operator_samples_whatever_callers_say(
@@ -71,7 +72,7 @@ async def test_a_collector_that_never_answers_stops_nobody(
         # What waits for the collector goes on without us; here it would go on into other tests.
         for thread in threading.enumerate():
             if thread.name == "fal-proxy-spans":
-                await asyncio.to_thread(thread.join, PATIENCE)
+                await asyncio.to_thread(thread.join, PATIENCE * 5)
                 assert not thread.is_alive()
 
 
@@ -143,3 +144,32 @@ async def test_serve_sends_its_last_spans_and_forgets_the_exporters_fields(serve
         server, client = await collector.exactly(2)
         assert client.parent_id == server.span_id
         assert collector.receiver.received[0].headers["api-key"] == "hush-hush"
+
+
+FAL = "https://fal.run/fal-ai/flux/dev"
+DOUBLED = [
+    ([("Host", "evil.example"), ("Host", "127.0.0.1")], RUN, 400),
+    ([("Authorization", "Bearer nonsense")], RUN, 401),
+    ([("Content-Type", "text/html"), ("Content-Type", "application/json")], RUN, 400),
+    ([("x-fal-target-url", FAL), ("x-fal-target-url", FAL)], MOUNT, 400),
+]
+
+
+@pytest.mark.parametrize("carried", [[], ["traceparent"], ["traceparent", "tracestate"]])
+@pytest.mark.parametrize(("fields", "path", "status"), DOUBLED, ids=[row[0][0][0] for row in DOUBLED])
+async def test_a_field_that_comes_twice_is_seen_to_whatever_tracing_puts_in_the_place_of_others(
+    fields: list[tuple[str, str]],
+    path: str,
+    status: int,
+    carried: list[str],
+    serve: Serve,
+    start: StartProxy,
+    traced: Settings,
+    collector: Collector,
+) -> None:
+    proxy = await start(serve(Heads().script), traced)
+    head = [*fields, *proxy.bearer.items(), *((name, "x") for name in carried)]
+    for _ in range(2):
+        async with raw_client(proxy.port) as client:
+            await client.send(request("POST", path, head, b"{}"))
+            assert (await client.answer()).status == status

@@ -41,8 +41,8 @@ class Grant(msgspec.Struct, frozen=True):
     payer: Payer | None = None
 
 
-class Asking(msgspec.Struct, frozen=True):
-    """What does not change between one caller's requests for one target; without a kind nothing is counted."""
+class Demand(msgspec.Struct, frozen=True):
+    """What one caller's requests for one target ask of the store, each of them the same; without a kind nothing is counted."""
 
     kind: Kind | None = None
     app: str = ""
@@ -55,7 +55,7 @@ class Asking(msgspec.Struct, frozen=True):
     records: bool = False  # an ownership will have to be recorded
 
 
-NOTHING_ASKED = Asking()
+_NO_DEMAND = Demand()
 
 
 class Gate:
@@ -87,11 +87,11 @@ class Gate:
         """Say whether money is counted for the plan's callers, so that every endpoint needs a price."""
         return bool(self._terms[plan][0].budget or self._shared[plan])
 
-    def asking(self, caller: Caller, plan: str, target: Target, lease: Lease | None = None) -> Asking:
-        """Return what a caller's requests for a target ask, each time anew."""
+    def demand(self, caller: Caller, plan: str, target: Target, lease: Lease | None = None) -> Demand:
+        """Return what a caller's requests for a target ask of the store: it may be kept for the next one."""
         class_ = lease.class_ if lease else class_of(target.kind)
         if class_ is None:
-            return NOTHING_ASKED
+            return _NO_DEMAND
         reserving = is_reserving(target.kind) or lease is not None
         holds = lease is None or lease.holds
         subjects = self._subjects(caller, plan)
@@ -106,7 +106,7 @@ class Gate:
                 budgets.append(budget)
         if reserving:
             budgets += self._shared[plan]
-        return Asking(
+        return Demand(
             target.kind,
             app_of(target.endpoint_id) if target.request_id else "",
             target.request_id,
@@ -118,23 +118,23 @@ class Gate:
             records=target.kind is Kind.SUBMIT or (lease is not None and lease.holds),
         )
 
-    async def admit(self, caller: Caller, asking: Asking, amount_microusd: int = 0, price: str = "") -> Grant:
+    async def admit(self, caller: Caller, demand: Demand, amount_microusd: int = 0, price: str = "") -> Grant:
         """Admit and reserve, or raise Refusal: blocked, unknown_request, rate_limited, concurrency_limited,
         budget_exhausted, store_unavailable.
         """
-        kind, own, payer = asking.kind, asking.own, asking.payer
+        kind, own, payer = demand.kind, demand.own, demand.payer
         if kind is None or own is None:
             await self.judge_blocked(caller)
             return Grant()
         ask = Ask(
-            self._owns(caller, asking) if asking.request_id else None,
-            asking.rates,
-            asking.concurrency,
-            asking.budgets,
+            self._owns(caller, demand) if demand.request_id else None,
+            demand.rates,
+            demand.concurrency,
+            demand.budgets,
             amount_microusd,
             price,
             f"{self._process}{next(self._count):x}" if payer is not None else "",
-            asking.records,
+            demand.records,
             len(own.each),
             marks_of(caller, paid=kind.traits.paid) if self.store.may_be_marked else (),
             payer,
@@ -142,8 +142,8 @@ class Gate:
         try:
             verdict = await self.store.admit(ask)
             record = verdict.record
-            if asking.request_id and not self._ownership:
-                record = await self.store.find(asking.request_id)  # nobody is kept from it, but it is still settled
+            if demand.request_id and not self._ownership:
+                record = await self.store.find(demand.request_id)  # nobody is kept from it, but it is still settled
         except StoreUnavailable as error:
             raise unavailable() from error
         if verdict.denied is not None:
@@ -269,10 +269,10 @@ class Gate:
             "budget": money,
         }
 
-    def _owns(self, caller: Caller, asking: Asking) -> Owns | None:
-        if not self._ownership or asking.kind not in _OWNED:
+    def _owns(self, caller: Caller, demand: Demand) -> Owns | None:
+        if not self._ownership or demand.kind not in _OWNED:
             return None
-        return Owns(asking.request_id, asking.app, caller.proves, caller.source == "anonymous")
+        return Owns(demand.request_id, demand.app, caller.proves, caller.source == "anonymous")
 
     def _subjects(self, caller: Caller, plan: str) -> Subjects:
         """Return whose counters a caller meets, each with its terms; the caller's own come first."""

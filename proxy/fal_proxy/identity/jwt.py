@@ -45,11 +45,12 @@ class Token(NamedTuple):
 
 
 class Proved(NamedTuple):
-    """What a signature was found to prove; nothing follows from it once the issuer's keys are other ones."""
+    """Whom a signature was found to prove; nothing follows from it once the issuer's keys are other ones."""
 
     text: str
     token: Token
     key: PublicKey
+    caller: Caller
 
 
 class JwtBearers:
@@ -74,40 +75,41 @@ class JwtBearers:
             return None
         before: Proved | None = presented.request.notes.get(self)
         try:
-            caller, proved = await self._judge(credential, before)
+            proved = await self.accept(credential, before)
         except TokenRefused as refused:
             _log.debug("token refused: %s", refused)
             return None
         if proved is not before:
             presented.request.note(self, proved)
-        return caller
+        return proved.caller
 
-    async def accept(self, text: str) -> Caller:
-        """Return the caller that a token proves. Raises TokenRefused, Refusal `identity_unavailable`."""
-        caller, _ = await self._judge(text, None)
-        return caller
+    async def accept(self, text: str, before: Proved | None = None) -> Proved:
+        """Return whom a token proves. Raises TokenRefused, Refusal `identity_unavailable`.
 
-    async def _judge(self, text: str, before: Proved | None) -> tuple[Caller, Proved]:
-        """Judge a token; one whose signature was found to hold `before`, by a key that is still the issuer's, by the rest."""
-        if before is not None and before.text != text:
-            before = None
-        token = take_apart(text) if before is None else before.token
+        Of the token that was found good `before` only the times are judged anew, and whether its key is still the issuer's.
+        """
+        known = before if before is not None and before.text == text else None
+        token = take_apart(text) if known is None else known.token
         if token.algorithm not in self._settings.algorithms:
             raise TokenRefused("its algorithm is not accepted")
         judge_claims(token.claims, self._settings, self._clock())
-        subject, plan = token.claims.get("sub"), token.claims.get(self._settings.plan_claim, DEFAULT_PLAN)
+        caller = self._named(token.claims) if known is None else known.caller
+        key = await self._keys.find(token.kid, token.algorithm)
+        if key is None:
+            raise TokenRefused("no key of the issuer, or not exactly one, fits its kid and algorithm")
+        if known is not None and known.key is key:
+            return known
+        if not key.verifies(token.algorithm, token.signed, token.signature):
+            raise TokenRefused("its signature does not hold")
+        return Proved(text, token, key, caller)
+
+    def _named(self, claims: dict[str, Any]) -> Caller:
+        subject, plan = claims.get("sub"), claims.get(self._settings.plan_claim, DEFAULT_PLAN)
         if not is_plain_name(subject):
             raise TokenRefused("sub is no plain text of 1 to 255 characters")
         if not is_plain_name(plan):
             raise TokenRefused(f"{self._settings.plan_claim} is no plain text of 1 to 255 characters")
-        key = await self._keys.find(token.kid, token.algorithm)
-        if key is None:
-            raise TokenRefused("no key of the issuer, or not exactly one, fits its kid and algorithm")
-        if before is None or before.key is not key:
-            if not key.verifies(token.algorithm, token.signed, token.signature):
-                raise TokenRefused("its signature does not hold")
-            before = Proved(text, token, key)
-        return Caller(f"jwt:{self._settings.issuer}:{subject}", "jwt", plan, ambient=False), before
+        return Caller(f"jwt:{self._settings.issuer}:{subject}", "jwt", plan, ambient=False)
 
     def carried(self, request: Request) -> Collection[str]:
         """Return nothing: what this source knows by, it is asked about."""

@@ -91,6 +91,12 @@ class Answer:
             self._fault = self._fault or "the answer's framing is too large"
         if self._fault is not None:
             raise UpstreamInvalid(self._fault, written=True)
+        self._let_go()
+
+    def _let_go(self) -> None:
+        """Drop a parser that is asked no more: they hold each other, and garbage waits for its collector."""
+        if self.done or self._left:
+            del self._parser
 
     def _take(self, data: bytes) -> None:
         """Keep more of a body of known length, as it came: there is nothing in it to parse."""

@@ -11,7 +11,9 @@ import pytest
 
 from fal_proxy.app import create_app
 from fal_proxy.environment import Secret, signing_secrets
+from fal_proxy.exchange import Kind, Target
 from fal_proxy.loading import Finding
+from fal_proxy.relay.http import Outgoing
 from fal_proxy.upstream.call import Call
 from fal_proxy.upstream.connection import Connection
 from fal_proxy.upstream.dial import Dialer, Origin
@@ -55,6 +57,14 @@ def test_secret_can_be_neither_printed_nor_formatted_nor_moved() -> None:
     with pytest.raises(TypeError):
         msgspec.json.encode({"key": secret})
     assert Secret("canary") != Secret("canary"), "comparing is no way to learn it"
+
+
+def test_a_request_that_goes_up_shows_no_bearer() -> None:
+    target = Target(b"v3b.fal.media", b"/files/upload", None, Kind.UPLOAD_PART)
+    fields = [(b"authorization", b"Bearer canary")]
+    outgoing = Outgoing(b"PUT", Origin("https", "fal.run", 443), b"/files/upload", fields, target, 0)
+    assert b"canary" in outgoing.text
+    assert "canary" not in repr(outgoing)
 
 
 async def test_no_repr_of_what_the_proxy_is_made_of_holds_the_key(tmp_path: Path) -> None:

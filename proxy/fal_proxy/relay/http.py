@@ -61,7 +61,10 @@ class Patience:
 
 
 class Outgoing(msgspec.Struct, gc=False):
-    """A request that was judged in every respect and is ready to be sent, with the key of the day. Never changed."""
+    """A request that was judged in every respect and is ready to be sent, with a key that is chosen each time.
+
+    It may be sent many times, so nothing in it changes but its text, which is made when it is first asked for.
+    """
 
     method: bytes
     origin: Origin
@@ -80,6 +83,9 @@ class Outgoing(msgspec.Struct, gc=False):
             self._text = request_text(self.method, self.path_and_query, self.origin.authority, self.headers)
         return self._text
 
+    def __repr__(self) -> str:
+        return f"Outgoing({self.method!r}, {self.target!r})"  # its fields may hold a bearer
+
     def rebuilt(self, body: bytes) -> Outgoing:
         """Return the request with this JSON body, called JSON, instead of the caller's."""
         kept = [pair for pair in self.headers if pair[0] != b"content-type"]
@@ -97,8 +103,9 @@ async def relay(
     books: Books,
     guard: KeyGuard,
 ) -> None:
-    """Carry one exchange, with a fal key where it needs one. Raises Refusal before the head went down, Reset after it, ClientGone for a departed caller.
+    """Carry one exchange, with a fal key where it needs one.
 
+    Raises Refusal before the head went down, Reset after it, ClientGone for a departed caller.
     What happens upstream is noted in `exchange`; `books` learn what answers say before they go down, even if nobody
     waits for them any more.
     """

@@ -106,9 +106,9 @@ def line_of(exchange: Exchange, now: datetime) -> AccessLine:
         status=exchange.status,
         bytes_up=exchange.bytes_up,
         bytes_down=exchange.bytes_down,
-        dial_ms=_milliseconds(exchange.dialled_seconds),
-        first_byte_ms=_milliseconds(exchange.first_byte_seconds),
-        total_ms=_milliseconds(exchange.ended_seconds or 0.0) or 0.0,
+        dial_ms=None if exchange.dialled_seconds is None else _milliseconds(exchange.dialled_seconds),
+        first_byte_ms=None if exchange.first_byte_seconds is None else _milliseconds(exchange.first_byte_seconds),
+        total_ms=_milliseconds(exchange.ended_seconds or 0.0),
         units=exchange.units,
         cost_microusd=exchange.cost_microusd,
         ending=exchange.ending._value_,
@@ -123,5 +123,5 @@ def _printable(text: str, limit_chars: int) -> str | None:
     return text or None
 
 
-def _milliseconds(seconds: float | None) -> float | None:
-    return None if seconds is None else int(seconds * 1e6 + 0.5) / 1000  # `round` takes ten times as long
+def _milliseconds(seconds: float) -> float:
+    return int(seconds * 1e6 + 0.5) / 1000  # `round` takes ten times as long
